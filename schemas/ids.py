@@ -1,0 +1,75 @@
+"""Names for things: every id is a digest of what the thing is, so two machines give it the same name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+_ID_BYTES = 10  # 80 bits: no collision to be expected below 10^11 things
+_CHUNK_BYTES = 1 << 20
+
+
+def digest(*parts: str | int | bytes) -> str:
+    """Digest of a sequence of parts, 20 hex characters. Parts are length-prefixed, so ("ab", "c") and ("a", "bc") differ."""
+    h = hashlib.blake2b(digest_size=_ID_BYTES)
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
+        h.update(len(data).to_bytes(8, "little"))
+        h.update(data)
+    return h.hexdigest()
+
+
+def content_digest(data: bytes) -> str:
+    """Digest of bytes in memory, equal to `file_digest` of a file that holds them."""
+    return hashlib.blake2b(data, digest_size=_ID_BYTES).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Digest of a file's content, read in bounded memory."""
+    h = hashlib.blake2b(digest_size=_ID_BYTES)
+    with path.open("rb") as f:
+        while chunk := f.read(_CHUNK_BYTES):
+            h.update(chunk)
+    return h.hexdigest()
+
+
+def source_id(uri: str) -> str:
+    return digest("source", uri)
+
+
+def shot_id(source: str, content: str, first_frame: int, last_frame: int) -> str:
+    """A shot belongs to its source file: two copies of one file are two sources with shots of their own."""
+    return digest("shot", source, content, first_frame, last_frame)
+
+
+def clip_id(content: str, first_frame: int, last_frame: int, track: int) -> str:
+    """`first_frame` and `last_frame` (inclusive) count decoded frames of the source from 0."""
+    return digest("clip", content, first_frame, last_frame, track)
+
+
+def portrait_id(content: str) -> str:
+    return digest("portrait", content)
+
+
+def portrait_id_of_frame(clip: str, frame: int) -> str:
+    return digest("portrait", clip, frame)
+
+
+def pair_id(clip: str, portrait: str) -> str:
+    """The same for every engine, so that two pair sets can be compared. It is the sample's key: no dot in it."""
+    return digest("pair", clip, portrait)
+
+
+def fingerprint(name: str, version: int, config: Any, *, weights: tuple[str, ...] = (), upstream: str = "") -> str:
+    """What an output depends on besides its unit: stage name and version, config (dataclass or dict), weight digests, upstream."""
+    fields = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return digest("fingerprint", name, version, text, *sorted(weights), upstream)
+
+
+def keyed_order(key: str, seed: int) -> str:
+    """A sort key that looks random, is the same everywhere and does not depend on what else is sorted."""
+    return digest("order", seed, key)

@@ -1,0 +1,74 @@
+"""How a unit ends, and why: one verdict each, in words that a person would use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    DONE = "done"
+    REJECTED = "rejected"  # looked at and not wanted: a reason code and the scores
+    FAILED = "failed"  # an error of ours or of the machine: due again
+    QUARANTINED = "quarantined"  # killed or hung its worker, alone
+
+
+# Every reason code in use, with the sentence a user reads. Codes are a contract: add, never rename.
+REASONS: dict[str, str] = {
+    "missing": "the file was listed and then could not be found; put it back or drop it from `clips:`",
+    "unreadable": "the file could not be opened for reading; check its permissions",
+    "symlink": "the path is a symbolic link; list the file it points to",
+    "empty_file": "the file has no bytes; fetch it again",
+    "not_media": "no known video or image container; check what the file really is",
+    "no_video": "the container holds no video stream",
+    "truncated": "the container ends before its index; fetch the file again",
+    "decode_error": "the decoder gave up before the first frame; re-encode or fetch the file again",
+    "frame_too_large": "a frame has more pixels than `ingest.max_frame_pixels`",
+    "frame_size_changes": "the picture changes size in mid-stream; split the file there",
+    "too_many_frames": "the video has more frames than `ingest.max_frames`; cut it into parts",
+    "duplicate": "another source file has the same content",
+    "too_short": "shorter than `faces.min_clip_s`",
+    "no_face": "no face was found",
+    "lost_face": "the face was lost too often for one clip of at least `faces.min_clip_s`",
+    "face_too_small": "the face is smaller than `faces.min_face_px`",
+    "face_fills_frame": "no room for a crop around the face inside the frame (`faces.min_crop_scale`)",
+    "upscaled": "the crop would be enlarged by more than `faces.max_upscale`",
+    "several_faces": "more than one face of comparable size in the picture",
+    "head_turned": "the head turns beyond `faces.max_yaw_deg` or `faces.max_pitch_deg`",
+    "head_tilted": "the head is tilted beyond `faces.max_roll_deg`; a rotation flag may be missing",
+    "too_dark": "the face is darker than `faces.min_brightness`",
+    "occluded": "the face mesh is unsteady or does not fit: something covers the face",
+    "no_partner": "no portrait of another identity is allowed for this clip",
+    "pose_error": "the driving video's head pose strays from the target's",
+    "geometry": "the driving head's place or size strays from the target's",
+    "lost_driving_face": "no face was found in some frames of the driving video",
+    "withdrawn": "an identity in it was withdrawn",
+    "timeout": "the unit took longer than its time limit",
+    "worker_died": "the unit's worker died under it",
+    "error": "an unexpected error; see the message",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a pure `decide` makes of scores. `reason` is empty when accepted, else a key of REASONS."""
+
+    accepted: bool
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.accepted == (self.reason == ""), self
+        assert self.accepted or self.reason in REASONS, self.reason
+
+
+ACCEPTED = Verdict(True)
+
+
+class Rejection(ValueError):
+    """Raised by a stage for input that is not wanted: a reason code, a message that names the file, and what was measured."""
+
+    def __init__(self, reason: str, message: str, scores: dict[str, float] | None = None) -> None:
+        assert reason in REASONS, reason
+        super().__init__(message)
+        self.reason = reason
+        self.scores = scores or {}

@@ -1,0 +1,75 @@
+"""Region masks: outlines of eyes, nose and mouth per frame, and the one function that turns them into pixels.
+
+Pixel convention: the point (x, y) = (0, 0) is the centre of the top-left pixel, so a frame of side S spans -0.5 .. S - 0.5.
+A pixel belongs to a region when its centre lies inside the outline or on it, or within `dilate_px` of such a pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from schemas.arrays import decode_arrays, encode_arrays
+
+REGIONS = ("left_eye", "right_eye", "nose", "mouth")  # left and right are the person's own
+_FIXED_POINT_BITS = 4  # outlines are rasterised with 1/16 px precision
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Outlines of one clip.
+
+    Attributes:
+        outlines: float32 (T, 4, P, 2), x and y in px; shorter outlines are padded by repeating their last point.
+        valid: bool (T, 4); an outline that cannot be seen is invalid, not guessed.
+    """
+
+    outlines: np.ndarray
+    valid: np.ndarray
+
+    def __post_init__(self) -> None:
+        t = len(self.outlines)
+        if self.outlines.ndim != 4 or self.outlines.shape[1] != len(REGIONS) or self.outlines.shape[3] != 2:
+            raise ValueError(f"outlines must be (T, {len(REGIONS)}, P, 2), got {self.outlines.shape}")
+        if self.valid.shape != (t, len(REGIONS)):
+            raise ValueError(f"valid must be ({t}, {len(REGIONS)}), got {self.valid.shape}")
+
+    def encode(self) -> bytes:
+        return encode_arrays({"outlines": self.outlines.astype(np.float32), "valid": self.valid.astype(np.bool_)})
+
+    @staticmethod
+    def decode(data: bytes, *, what: str = "regions") -> Regions:
+        raw = decode_arrays(data, what=what)
+        try:
+            return Regions(raw["outlines"], raw["valid"])
+        except KeyError as e:
+            raise ValueError(f"{what}: no region outlines: {e} is missing") from e
+
+
+def pad_outlines(outlines: Sequence[np.ndarray]) -> np.ndarray:
+    """Outlines of one frame, each (P_i, 2), as one float32 (4, max P, 2)."""
+    longest = max(len(o) for o in outlines)
+    return np.stack([np.concatenate([o, np.repeat(o[-1:], longest - len(o), 0)]) for o in outlines]).astype(np.float32)
+
+
+def rasterise(regions: Regions, frame: int, size_px: int, *, dilate_px: float = 0.0) -> np.ndarray:
+    """Masks of one frame, bool (4, size_px, size_px), in the order of REGIONS. Invalid regions are empty."""
+    masks = np.zeros((len(REGIONS), size_px, size_px), np.uint8)
+    scale = 1 << _FIXED_POINT_BITS
+    for mask, outline, valid in zip(masks, regions.outlines[frame], regions.valid[frame], strict=True):
+        if valid:
+            cv2.fillPoly(mask, [np.rint(outline * scale).astype(np.int32)], 1, cv2.LINE_8, _FIXED_POINT_BITS)
+    if dilate_px > 0:
+        radius = int(np.ceil(dilate_px))
+        yx = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+        disc = (np.hypot(*yx) <= dilate_px).astype(np.uint8)
+        masks = np.stack([cv2.dilate(m, disc) for m in masks])
+    return masks.astype(np.bool_)
+
+
+def masked_driving(frame: np.ndarray, masks: np.ndarray, *, background: int = 0) -> np.ndarray:
+    """The control picture of the paper (section 3.2): the driving frame, uint8 (H, W, 3), inside any region; `background` elsewhere."""
+    return np.where(masks.any(0)[..., None], frame, np.uint8(background))

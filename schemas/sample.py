@@ -1,0 +1,182 @@
+"""The shard sample: its members, their types, and reading one back. Everything that leaves crosspair passes through here."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.arrays import decode_arrays, encode_arrays
+from schemas.ids import content_digest
+
+FORMAT = "crosspair/1"
+
+# Member suffixes in the order in which they stand in a tar. `audio.flac` is left out where there is no sound.
+SOURCE, TARGET, DRIVING = "source.png", "target.mp4", "driving.mp4"
+REGIONS_MEMBER, CONTROLS, AUDIO, INFO = "regions.npz", "controls.npz", "audio.flac", "json"
+MEMBERS = (AUDIO, CONTROLS, DRIVING, INFO, REGIONS_MEMBER, SOURCE, TARGET)
+OPTIONAL_MEMBERS = frozenset({AUDIO})
+
+INDEX_NAME = "index.parquet"
+_MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("digest", pa.string())])
+INDEX_SCHEMA = pa.schema(
+    [
+        ("sample", pa.string()),  # = key = pair id
+        ("split", pa.string()),
+        ("tar", pa.string()),  # file name beside the index
+        ("digest", pa.string()),  # of the sample: of its members' names and digests
+        ("members", pa.list_(_MEMBER)),  # in tar order; offset of the data, not of the header
+        ("frames", pa.int32()),
+        ("fps", pa.int32()),
+        ("size_px", pa.int32()),
+        ("has_audio", pa.bool_()),
+        ("clip", pa.string()),
+        ("portrait", pa.string()),
+        ("performer", pa.string()),
+        ("appearance", pa.string()),
+        ("pose_error_deg", pa.float32()),
+        ("centre_offset", pa.float32()),
+        ("size_ratio", pa.float32()),
+        ("mouth_correlation", pa.float32()),
+        ("eye_correlation", pa.float32()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleInfo:
+    """KEY.json: the same typed keys in every sample, no nulls ("" and -1 stand for "not known")."""
+
+    key: str
+    clip: str
+    portrait: str
+    performer: str  # identity of the target
+    appearance: str  # identity of the driving video
+    split: str
+    generation: int
+    source_digest: str  # content of the file the target was cut from
+    source_first_frame: int
+    source_last_frame: int
+    source_fps: float
+    licence: str
+    consent: str
+    appearance_licence: str
+    appearance_consent: str
+    generator: str
+    generator_version: int
+    clip_fingerprint: str
+    driving_fingerprint: str
+    frames: int
+    fps: int
+    size_px: int
+    has_audio: bool
+    synthetic: bool = True  # the driving video and its regions; the target is footage
+    format: str = FORMAT
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+    @staticmethod
+    def decode(data: bytes) -> SampleInfo:
+        """Raises ValueError for another major format, or for JSON that is no sample. Unknown keys are ignored: newer minor versions add some."""
+        try:
+            raw = json.loads(data)
+            if raw["format"].split("/") != FORMAT.split("/"):
+                raise ValueError(f"sample format is {raw['format']!r}; this reader knows {FORMAT!r}: use the crosspair version that wrote it")
+            known = {f.name for f in fields(SampleInfo)}
+            return SampleInfo(**{k: v for k, v in raw.items() if k in known})
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as e:
+            raise ValueError(f"no crosspair sample: {e!r}") from e
+
+
+def encode_controls(target_points: np.ndarray, driving_points: np.ndarray, target_pose: np.ndarray, driving_pose: np.ndarray) -> bytes:
+    """KEY.controls.npz: per frame of target and driving the mesh points (T, 478, 3) px, rounded to 1/32 px, and head pose matrices (T, 4, 4).
+
+    Points 468-472 and 473-477 are the irises of the person's right and left eye. A pose matrix M maps the canonical face to
+    the picture: [x y z 1]^T = M [X Y Z 1]^T, in px.
+    """
+    points = {"target_points": target_points, "driving_points": driving_points}
+    poses = {"target_pose": target_pose.astype(np.float32), "driving_pose": driving_pose.astype(np.float32)}
+    return encode_arrays({**{k: (np.rint(v * 32) / 32).astype(np.float32) for k, v in points.items()}, **poses})
+
+
+def decode_controls(data: bytes) -> dict[str, np.ndarray]:
+    return decode_arrays(data, what=CONTROLS)
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """PNG bytes as uint8 RGB (H, W, 3). Raises ValueError when damaged."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if image is None:
+        raise ValueError("not a readable PNG")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def sample_digest(members: Mapping[str, str]) -> str:
+    """Digest of a sample from its members' {suffix: digest}."""
+    return content_digest("\n".join(f"{k} {members[k]}" for k in sorted(members)).encode())
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """A USTAR header that depends on name and size alone: no time, no owner."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o444, 0
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def read_index(folder: Path) -> pa.Table:
+    """The index of a pair set's folder. Raises ValueError when it is not one."""
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        raise ValueError(f"{path}: no index; is {folder} a pair set's folder (RUN/shards/SET), and has the run got as far as pack?")
+    table = pq.read_table(path)
+    missing = set(INDEX_SCHEMA.names) - set(table.column_names)
+    if missing:
+        raise ValueError(f"{path}: not an index of {FORMAT}: columns {sorted(missing)} are missing")
+    return table
+
+
+def read_members(folder: Path, row: Mapping, names: tuple[str, ...]) -> dict[str, bytes]:
+    """Bytes of the named members of one index row, by ranged reads. Members that the sample does not have are left out.
+
+    Raises:
+        ValueError: the tar ends early.
+    """
+    found: dict[str, bytes] = {}
+    with (folder / row["tar"]).open("rb") as f:
+        for member in row["members"]:
+            if member["name"] in names:
+                f.seek(member["offset"])
+                data = f.read(member["size"])
+                if len(data) != member["size"]:
+                    raise ValueError(f"{row['tar']}: ends inside {row['sample']}.{member['name']}")
+                found[member["name"]] = data
+    return found
+
+
+def write_tar_sample(out: io.BufferedIOBase, key: str, members: Mapping[str, bytes]) -> list[dict]:
+    """Appends one sample to an open tar; returns the index's `members` entries."""
+    entries = []
+    for name in MEMBERS:
+        if name not in members:
+            continue
+        data = members[name]
+        out.write(tar_header(f"{key}.{name}", len(data)))
+        entries.append({"name": name, "offset": out.tell(), "size": len(data), "digest": content_digest(data)})
+        out.write(data)
+        out.write(b"\0" * (-len(data) % tarfile.BLOCKSIZE))
+    return entries
+
+
+def finish_tar(out: io.BufferedIOBase) -> None:
+    """Two empty blocks and padding to a whole record, as tar(1) wants it."""
+    out.write(b"\0" * (2 * tarfile.BLOCKSIZE))
+    out.write(b"\0" * (-out.tell() % tarfile.RECORDSIZE))

@@ -1,0 +1,42 @@
+"""Reading the videos that crosspair wrote: a shard member or an artifact, any window of it, without decoding the rest."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+
+def decode_video(source: bytes | Path, *, first: int = 0, count: int | None = None) -> np.ndarray:
+    """Frames `first` .. `first + count - 1`, uint8 RGB (T, S, S, 3).
+
+    Seeks to the keyframe before `first` and decodes nothing after the last frame asked for. Decodes on one thread and
+    releases the GIL meanwhile, so callers decode several samples in threads.
+
+    Raises:
+        ValueError: the data is damaged, or has fewer frames than asked for.
+    """
+    in_memory = isinstance(source, bytes)
+    options = {"protocol_whitelist": "none" if in_memory else "file", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2"}
+    frames: list[np.ndarray] = []
+    try:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), options=options) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            ticks_per_frame = round(1 / (stream.average_rate * stream.time_base))
+            if first:
+                container.seek(first * ticks_per_frame, stream=stream, backward=True)
+            for frame in container.decode(stream):
+                if round(frame.pts / ticks_per_frame) < first:
+                    continue
+                frames.append(cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420))
+                if len(frames) == count:
+                    break
+    except (av.FFmpegError, IndexError, TypeError) as e:
+        raise ValueError(f"not a readable crosspair video: {e}") from e
+    if not frames or (count is not None and len(frames) < count):
+        raise ValueError(f"video ends after {len(frames)} frames from frame {first} on; {count} were asked for")
+    return np.stack(frames)

@@ -1,0 +1,283 @@
+"""Media in and out: untrusted files opened safely, frames upright in RGB, files written that are the same bytes everywhere."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import av
+import cv2
+import ffmpeg
+import imageio_ffmpeg
+import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from av.video.reformatter import ColorRange, Colorspace
+
+from schemas.outcomes import Rejection
+
+SAMPLE_RATE_HZ = 16_000
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,h264,ogg,flv"
+_SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+_RAW_STREAMS = {"h264"}  # no container, so no timestamps that mean anything
+_MIN_SUFFIX_OF_MP4 = b"ftyp"
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """One decoded frame: `index` from 0 in presentation order, `pts` in stream ticks (-1: none), `time_s` from the container's start."""
+
+    index: int
+    pts: int
+    time_s: float
+    raw: av.VideoFrame
+
+    @cached_property
+    def rgb(self) -> np.ndarray:
+        """Upright picture, uint8 (H, W, 3)."""
+        return _orient(_to_rgb(self.raw), _display_matrix(self.raw))
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[av.container.InputContainer]:
+    """Opens a local media file so that it cannot make us read any other file or address.
+
+    Raises:
+        Rejection: missing, unreadable, symlink, empty_file, not_media, truncated, no_video.
+    """
+    path = path.absolute()
+    check_readable(path)
+    try:
+        container = av.open(str(path), options=_SAFE_OPTIONS)
+    except av.FFmpegError as e:
+        with path.open("rb") as f:
+            looks_like_mp4 = f.read(12)[4:8] == _MIN_SUFFIX_OF_MP4
+        reason = "truncated" if looks_like_mp4 else "not_media"
+        raise Rejection(reason, f"{path}: {e.strerror or e}") from e
+    with container:
+        if not container.streams.video:
+            raise Rejection("no_video", f"{path}: holds no video stream")
+        yield container
+
+
+def check_readable(path: Path) -> None:
+    """Raises Rejection unless `path` is a plain, non-empty file that we may read."""
+    try:
+        if path.is_symlink():
+            raise Rejection("symlink", f"{path}: is a symbolic link")
+        if not path.is_file():
+            raise Rejection("missing", f"{path}: not there, or no plain file")
+        with path.open("rb") as f:
+            if not f.read(1):
+                raise Rejection("empty_file", f"{path}: has no bytes")
+    except PermissionError as e:
+        raise Rejection("unreadable", f"{path}: {e.strerror}") from e
+
+
+def has_timestamps(container: av.container.InputContainer) -> bool:
+    return not _RAW_STREAMS & set(container.format.name.split(","))
+
+
+def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0) -> Iterator[SourceFrame]:
+    """Frames in presentation order, decoded on one thread, one at a time.
+
+    With `start_pts` the first frame yielded is the one with that timestamp, and counts as `start_index`.
+    Damage after the first frame ends the stream early; the caller sees fewer frames.
+
+    Raises:
+        Rejection: as `open_video`; decode_error when not even one frame can be decoded.
+    """
+    with open_video(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # we parallelise over units, not inside one
+        offset_s = (container.start_time or 0) / av.time_base
+        timed = has_timestamps(container)
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        if start_pts is not None and timed:
+            container.seek(start_pts, stream=stream, backward=True)
+        index = start_index if start_pts is not None and timed else 0
+        decoded = 0
+        try:
+            for frame in container.decode(stream):
+                decoded += 1
+                pts = frame.pts if timed and frame.pts is not None else -1
+                if index < start_index or (start_pts is not None and timed and pts < start_pts):
+                    index += not timed
+                    continue
+                time_s = frame.time - offset_s if pts != -1 else index / rate
+                yield SourceFrame(index, pts, time_s, frame)
+                index += 1
+        except av.FFmpegError as e:
+            if decoded == 0:
+                raise Rejection("decode_error", f"{path}: {e.strerror or e}") from e
+        if decoded == 0:
+            raise Rejection("decode_error", f"{path}: holds a video stream without a frame")
+
+
+def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """cv2 converts, because PyAV's own RGB is about one level too dark; swscale only brings the frame to limited-range BT.601 I420."""
+    width, height = frame.width & ~1, frame.height & ~1
+    matrix = Colorspace.ITU709 if frame.colorspace == Colorspace.ITU709 else Colorspace.ITU601
+    full_range = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+    plain = frame.format.name == "yuv420p" and not full_range and matrix == Colorspace.ITU601
+    if not plain or (width, height) != (frame.width, frame.height):
+        frame = frame.reformat(
+            width=width,
+            height=height,
+            format="yuv420p",
+            src_colorspace=matrix,
+            dst_colorspace=Colorspace.ITU601,
+            src_color_range=ColorRange.JPEG if full_range else ColorRange.MPEG,
+            dst_color_range=ColorRange.MPEG,
+        )
+    return cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420)
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """The signs (a, b, c, d) of the display matrix: x' = a x + c y, y' = b x + d y. Identity when there is none."""
+    data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if data is None:
+        return (1, 0, 0, 1)
+    m = np.sign(np.frombuffer(bytes(data), "<i4").reshape(3, 3)[:2, :2])
+    return (int(m[0, 0]), int(m[0, 1]), int(m[1, 0]), int(m[1, 1]))
+
+
+def _orient(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """Applies a display matrix made of quarter turns and mirrors; any other leaves the picture as stored."""
+    a, b, c, d = matrix
+    if a == d == 0 and b and c:
+        image = image.swapaxes(0, 1)  # now x' = y and y' = x
+        flip_x, flip_y = c < 0, b < 0
+    elif b == c == 0 and a and d:
+        flip_x, flip_y = a < 0, d < 0
+    else:
+        return image
+    return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A still, upright (EXIF), uint8 RGB (H, W, 3). Transparency is laid on mid-grey; CMYK and 16 bit are converted.
+
+    Raises:
+        Rejection: missing, unreadable, symlink, empty_file, not_media, frame_too_large.
+    """
+    from PIL import Image, ImageOps
+
+    check_readable(path)
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP", "TIFF", "BMP")) as image:
+            if image.width * image.height > 64_000_000:
+                raise Rejection("frame_too_large", f"{path}: {image.width} x {image.height} pixels")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+                rgba = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, (128, 128, 128, 255)), rgba)
+            return np.asarray(upright.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as e:
+        raise e if isinstance(e, Rejection) else Rejection("not_media", f"{path}: {e}") from e
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    assert ok
+    return data.tobytes()
+
+
+class VideoWriter:
+    """Writes H.264 that is the same bytes for the same frames on any machine (the settings are part of the sample format).
+
+    Frames are uint8 RGB (size, size, 3) with an even side. Use as a context manager; nothing is left open after an error.
+    """
+
+    def __init__(self, path: Path, fps: int, size_px: int) -> None:
+        options = {"fflags": "+bitexact", "movflags": "+faststart"}
+        self._container = av.open(str(path), "w", format="mp4", options=options)
+        stream = self._container.add_stream("libx264", rate=fps)
+        stream.width = stream.height = size_px
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = Fraction(1, fps)
+        context = stream.codec_context
+        context.thread_count = 1  # x264's slices, and so its pixels, depend on the number of threads
+        context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
+        stream.options = {
+            "preset": "veryfast",
+            "crf": "16",
+            "g": "12",
+            "bf": "0",
+            "tune": "fastdecode",
+            "flags": "+bitexact",
+            "x264-params": "cpu-independent=1",
+        }
+        self._stream, self.frames = stream, 0
+
+    def write(self, rgb: np.ndarray) -> None:
+        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
+        frame.pts = self.frames
+        frame.time_base = self._stream.time_base
+        frame.colorspace, frame.color_range = Colorspace.ITU601, ColorRange.MPEG
+        self._container.mux(self._stream.encode(frame))
+        self.frames += 1
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if exc[0] is None and self.frames:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+
+def read_sound(path: Path, duration_s: float, *, timeout_s: float) -> np.ndarray | None:
+    """The first audio stream as int16 mono at 16 kHz from the container's start, gaps filled with silence; None without one.
+
+    Raises:
+        subprocess.TimeoutExpired: ffmpeg took longer than `timeout_s`.
+    """
+    with open_video(path) as container:
+        if not container.streams.audio:
+            return None
+        offset_s = (container.start_time or 0) / av.time_base
+        audio = container.streams.audio[0]
+        late_s = float(audio.start_time * audio.time_base) - offset_s if audio.start_time is not None else 0.0
+    command = (
+        ffmpeg.input(f"file:{path.absolute()}", protocol_whitelist="file,pipe", format_whitelist=FORMATS, t=duration_s + 1)["a:0"]
+        .filter("aresample", SAMPLE_RATE_HZ, **{"async": 1})
+        .output("pipe:", format="s16le", ac=1, ar=SAMPLE_RATE_HZ, acodec="pcm_s16le", threads=1)
+        .global_args("-nostdin", "-loglevel", "error")
+        .compile(cmd=imageio_ffmpeg.get_ffmpeg_exe())
+    )
+    result = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+    sound = np.frombuffer(result.stdout[: len(result.stdout) & ~1], "<i2")
+    if not len(sound):
+        return None
+    if late_s > 0:
+        sound = np.concatenate([np.zeros(round(late_s * SAMPLE_RATE_HZ), np.int16), sound])
+    return sound
+
+
+def encode_flac(sound: np.ndarray, path: Path) -> None:
+    """Writes int16 mono samples at 16 kHz."""
+    with av.open(str(path), "w", format="flac", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono", options={"flags": "+bitexact"})
+        frame = av.AudioFrame.from_ndarray(sound.reshape(1, -1), format="s16", layout="mono")
+        frame.sample_rate, frame.pts = SAMPLE_RATE_HZ, 0
+        fifo = av.AudioFifo()
+        fifo.write(frame)
+        for part in [*fifo.read_many(4096), fifo.read()]:
+            if part is not None:
+                container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+
+
+def iterate_own(path: Path) -> Iterator[np.ndarray]:
+    """Frames of an artifact, one at a time, uint8 RGB (S, S, 3)."""
+    for frame in decode(path):
+        yield frame.rgb
+
+
+FrameSource = Callable[[], Iterator[np.ndarray]]
+"""Something that can be asked for a fresh pass over a clip's frames, uint8 RGB (S, S, 3)."""

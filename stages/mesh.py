@@ -1,0 +1,65 @@
+"""MediaPipe behind one module: face boxes in a picture, and the 478-point face mesh of one face through a video."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+os.environ.setdefault("GLOG_minloglevel", "2")  # before the import: MediaPipe logs its delegates on every start
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import mediapipe as mp
+import numpy as np
+
+POINTS = 478  # 468 of the mesh, then 5 of each iris: 468-472 the person's right eye, 473-477 the left
+IRIS_RIGHT, IRIS_LEFT = 468, 473  # their centres
+
+
+class FaceDetector:
+    """Boxes of all faces in a picture (MediaPipe full-range model)."""
+
+    def __init__(self, min_confidence: float = 0.5) -> None:
+        self._net = mp.solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=min_confidence)
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+        """Boxes float64 (N, 4): x0, y0, x1, y1 in px of the uint8 RGB picture (H, W, 3), largest first. N may be 0."""
+        height, width = rgb.shape[:2]
+        found = self._net.process(np.ascontiguousarray(rgb)).detections or []
+        boxes = [d.location_data.relative_bounding_box for d in found]
+        corners = np.array([[b.xmin, b.ymin, b.xmin + b.width, b.ymin + b.height] for b in boxes]).reshape(-1, 4)
+        corners *= [width, height, width, height]
+        return corners[np.argsort(-(corners[:, 2] - corners[:, 0]), kind="stable")]
+
+
+class FaceMesh:
+    """The mesh of the one face in a crop, tracked from frame to frame.
+
+    MediaPipe carries state from frame to frame, so a clip must be processed whole, from its first frame, after `reset()`;
+    then the result depends on that clip alone. `static` looks at each picture by itself.
+    """
+
+    def __init__(self, *, static: bool = False) -> None:
+        self._net = mp.solutions.face_mesh.FaceMesh(static_image_mode=static, max_num_faces=1, refine_landmarks=True)
+
+    def reset(self) -> None:
+        self._net.reset()
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray | None:
+        """Points float32 (478, 3) in px of the uint8 RGB picture (H, W, 3), or None without a face.
+
+        z is depth in the same unit as x, smaller is nearer, zero at the head's middle: MediaPipe's weak-perspective guess.
+        """
+        height, width = rgb.shape[:2]
+        faces = self._net.process(np.ascontiguousarray(rgb)).multi_face_landmarks
+        if not faces:
+            return None
+        points = np.array([(p.x, p.y, p.z) for p in faces[0].landmark], np.float64)
+        return (points * [width, height, width]).astype(np.float32)
+
+    def track(self, frames: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Points float32 (T, 478, 3) and found bool (T,) of a whole clip; points are NaN where no face was found."""
+        self.reset()
+        points = [self(frame) for frame in frames]
+        found = np.array([p is not None for p in points], bool)
+        blank = np.full((POINTS, 3), np.nan, np.float32)
+        return np.stack([blank if p is None else p for p in points]) if points else np.zeros((0, POINTS, 3), np.float32), found
