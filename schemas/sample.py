@@ -86,11 +86,11 @@ class SampleInfo:
 
     @staticmethod
     def decode(data: bytes) -> SampleInfo:
-        """Raises ValueError for another major format, or for JSON that is no sample. Unknown keys are ignored: newer minor versions add some."""
+        """Raises ValueError for another major format, or for JSON that is no sample. Unknown keys are ignored: they may be added."""
         try:
             raw = json.loads(data)
             if raw["format"].split("/") != FORMAT.split("/"):
-                raise ValueError(f"sample format is {raw['format']!r}; this reader knows {FORMAT!r}: use the crosspair version that wrote it")
+                raise ValueError(f"sample format is {raw['format']!r}, this reader knows {FORMAT!r}: use the version that wrote it")
             known = {f.name for f in fields(SampleInfo)}
             return SampleInfo(**{k: v for k, v in raw.items() if k in known})
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as e:
@@ -98,7 +98,7 @@ class SampleInfo:
 
 
 def encode_controls(target_points: np.ndarray, driving_points: np.ndarray, target_pose: np.ndarray, driving_pose: np.ndarray) -> bytes:
-    """KEY.controls.npz: per frame of target and driving the mesh points (T, 478, 3) px, rounded to 1/32 px, and head pose matrices (T, 4, 4).
+    """KEY.controls.npz: per frame of target and driving, mesh points (T, 478, 3) in px, kept to 1/32, and head poses (T, 4, 4).
 
     Points 468-472 and 473-477 are the irises of the person's right and left eye. A pose matrix M maps the canonical face to
     the picture: [x y z 1]^T = M [X Y Z 1]^T, in px.
