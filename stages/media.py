@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -199,8 +199,8 @@ class VideoWriter:
         stream = self._container.add_stream("libx264", rate=fps)
         stream.width = stream.height = size_px
         stream.pix_fmt = "yuv420p"
-        stream.time_base = Fraction(1, fps)
         context = stream.codec_context
+        context.time_base = Fraction(1, fps)
         context.thread_count = 1  # x264's slices, and so its pixels, depend on the number of threads
         context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
         stream.options = {
@@ -217,7 +217,7 @@ class VideoWriter:
     def write(self, rgb: np.ndarray) -> None:
         frame = av.VideoFrame.from_ndarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
         frame.pts = self.frames
-        frame.time_base = self._stream.time_base
+        frame.time_base = self._stream.codec_context.time_base
         frame.colorspace, frame.color_range = Colorspace.ITU601, ColorRange.MPEG
         self._container.mux(self._stream.encode(frame))
         self.frames += 1
@@ -231,32 +231,27 @@ class VideoWriter:
         self._container.close()
 
 
-def read_sound(path: Path, duration_s: float, *, timeout_s: float) -> np.ndarray | None:
-    """The first audio stream as int16 mono at 16 kHz from the container's start, gaps filled with silence; None without one.
+def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float) -> bool:
+    """Writes the first audio stream as raw int16 mono at 16 kHz; False without one. Memory does not grow with the length.
+
+    Sample n belongs to n / 16000 s after the container's start, where video time starts too: late sound and gaps are filled
+    with silence.
 
     Raises:
         subprocess.TimeoutExpired: ffmpeg took longer than `timeout_s`.
     """
     with open_video(path) as container:
         if not container.streams.audio:
-            return None
-        offset_s = (container.start_time or 0) / av.time_base
-        audio = container.streams.audio[0]
-        late_s = float(audio.start_time * audio.time_base) - offset_s if audio.start_time is not None else 0.0
+            return False
     command = (
-        ffmpeg.input(f"file:{path.absolute()}", protocol_whitelist="file,pipe", format_whitelist=FORMATS, t=duration_s + 1)["a:0"]
-        .filter("aresample", SAMPLE_RATE_HZ, **{"async": 1})
-        .output("pipe:", format="s16le", ac=1, ar=SAMPLE_RATE_HZ, acodec="pcm_s16le", threads=1)
-        .global_args("-nostdin", "-loglevel", "error")
+        ffmpeg.input(f"file:{path.absolute()}", protocol_whitelist="file,pipe", format_whitelist=FORMATS)["a:0"]
+        .filter("aresample", SAMPLE_RATE_HZ, **{"async": 1, "first_pts": 0})
+        .output(f"file:{out.absolute()}", format="s16le", ac=1, ar=SAMPLE_RATE_HZ, acodec="pcm_s16le", t=duration_s, threads=1)
+        .global_args("-nostdin", "-loglevel", "error", "-y")
         .compile(cmd=imageio_ffmpeg.get_ffmpeg_exe())
     )
-    result = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
-    sound = np.frombuffer(result.stdout[: len(result.stdout) & ~1], "<i2")
-    if not len(sound):
-        return None
-    if late_s > 0:
-        sound = np.concatenate([np.zeros(round(late_s * SAMPLE_RATE_HZ), np.int16), sound])
-    return sound
+    subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+    return out.is_file() and out.stat().st_size > 0
 
 
 def encode_flac(sound: np.ndarray, path: Path) -> None:
@@ -271,13 +266,3 @@ def encode_flac(sound: np.ndarray, path: Path) -> None:
             if part is not None:
                 container.mux(stream.encode(part))
         container.mux(stream.encode(None))
-
-
-def iterate_own(path: Path) -> Iterator[np.ndarray]:
-    """Frames of an artifact, one at a time, uint8 RGB (S, S, 3)."""
-    for frame in decode(path):
-        yield frame.rgb
-
-
-FrameSource = Callable[[], Iterator[np.ndarray]]
-"""Something that can be asked for a fresh pass over a clip's frames, uint8 RGB (S, S, 3)."""

@@ -1,0 +1,149 @@
+"""Ingest: look through one source file once; where it is cut, when each frame is shown, and its sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scenedetect import FrameTimecode
+from scenedetect.detectors import AdaptiveDetector
+
+from schemas.arrays import decode_arrays, encode_arrays
+from schemas.ids import file_digest, shot_id
+from schemas.outcomes import Rejection
+from schemas.units import Shot, SourceFile
+from stages.media import SourceFrame, check_readable, decode, extract_sound
+from stages.outputs import Outputs
+
+TIMING, SOUND = "timing.npz", "sound.s16"
+_THUMB_PX = 160  # cuts are seen as well in small pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    cut_ratio: float = 3.0  # a cut changes the picture this many times as much as its neighbours do
+    cut_min_change: float = 15.0  # and by at least this much (mean HSV difference, 0..255)
+    min_shot_frames: int = 5
+    max_frame_pixels: int = 36_000_000
+    max_frames: int = 500_000
+
+
+class Ingest:
+    """Source file -> shots."""
+
+    name, version = "ingest", 1
+
+    def __init__(self, config: IngestConfig) -> None:
+        self.config = config
+
+    def __call__(self, source: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[Shot]]:
+        """What was measured, and the shots. Raises Rejection for input that is none."""
+        path = Path(source.uri)
+        check_readable(path)
+        content = file_digest(path)
+        pts, times, cuts, size = self._look_through(path)
+        out.write(TIMING, encode_arrays({"pts": pts, "times": times}))
+        has_audio = extract_sound(path, out.path(SOUND), float(times[-1]) + 1.0, timeout_s=out.seconds)
+        if has_audio:
+            out.seal(SOUND)
+        else:
+            out.drop(SOUND)
+        bounds = [0, *cuts, len(times)]
+        shots = [
+            Shot(id=shot_id(source.id, content, a, b - 1), source=source, content=content, first_frame=a, last_frame=b - 1, folder=out.folder)
+            for a, b in zip(bounds, bounds[1:], strict=False)
+        ]
+        data = {
+            "content": content,
+            "frames": len(times),
+            "duration_s": float(times[-1] - times[0]),
+            "fps": source_rate(times),
+            "width": size[0],
+            "height": size[1],
+            "has_audio": has_audio,
+        }
+        return data, shots
+
+    def _look_through(self, path: Path) -> tuple[np.ndarray, np.ndarray, list[int], tuple[int, int]]:
+        """Time stamps int64 (N,), times float64 (N,) in s, first frames of all shots but the first, and the upright (width, height)."""
+        config = self.config
+        detector = AdaptiveDetector(config.cut_ratio, min_scene_len=config.min_shot_frames, min_content_val=config.cut_min_change)
+        pts: list[int] = []
+        times: list[float] = []
+        cuts: list[int] = []
+        size = (0, 0)
+        for frame in decode(path):
+            raw = frame.raw
+            if raw.width * raw.height > config.max_frame_pixels:
+                raise Rejection("frame_too_large", f"{path}: frames are {raw.width} x {raw.height}")
+            if frame.index >= config.max_frames:
+                raise Rejection("too_many_frames", f"{path}: more than {config.max_frames} frames")
+            if frame.index == 0:
+                size, stored = frame.rgb.shape[1::-1], (raw.width, raw.height)
+            elif (raw.width, raw.height) != stored:
+                raise Rejection("frame_size_changes", f"{path}: {stored} becomes {(raw.width, raw.height)} at frame {frame.index}")
+            pts.append(frame.pts)
+            times.append(frame.time_s)
+            thumb = raw.reformat(_THUMB_PX, max(2, round(_THUMB_PX * raw.height / raw.width)), "bgr24").to_ndarray()
+            cuts += [c.frame_num for c in detector.process_frame(FrameTimecode(frame.index, 25.0), thumb)]
+        return np.array(pts, np.int64), _monotonic(np.array(times)), cuts, size
+
+
+def _monotonic(times: np.ndarray) -> np.ndarray:
+    """Times that never run backwards; files with broken time stamps keep their frame order."""
+    return np.maximum.accumulate(times)
+
+
+def source_rate(times: np.ndarray) -> float:
+    """Mean frames per second of frame times (N,) in s; 0 for a single frame."""
+    span = times[-1] - times[0]
+    return float((len(times) - 1) / span) if span > 0 else 0.0
+
+
+def frame_map(times: np.ndarray, first: int, last: int, fps: int) -> np.ndarray:
+    """Which source frame is on screen at each output frame: int32 (T,), source frames counted from 0.
+
+    Output frame k shows the source frame displayed k / fps after the shot's first frame. Rate conversion drops or repeats
+    frames; this map is stored with the clip, so none is dropped unrecorded.
+    """
+    shown = times[first : last + 1]
+    gaps = np.diff(shown)
+    duration = shown[-1] - shown[0] + (np.median(gaps) if len(gaps) else 1 / fps)
+    ticks = np.arange(int(duration * fps + 1e-3)) / fps
+    slack = 1e-3  # containers round time stamps to a millisecond
+    return (first + np.searchsorted(shown - shown[0], ticks + slack, side="right") - 1).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When the frames of a source are shown: `pts` int64 (N,) in stream ticks, -1 without; `times` float64 (N,) in s."""
+
+    pts: np.ndarray
+    times: np.ndarray
+
+    @staticmethod
+    def read(path: Path) -> Timing:
+        arrays = decode_arrays(path.read_bytes(), what=str(path))
+        return Timing(arrays["pts"], arrays["times"])
+
+
+def frames_at_rate(path: Path, timing: Timing, source_frames: np.ndarray) -> Iterator[tuple[int, SourceFrame]]:
+    """Output frame number and decoded source frame for a stretch of a frame map (T,); repeats yield the same object again.
+
+    Raises:
+        Rejection: decode_error when the file ends before the stretch does.
+    """
+    first, last = int(source_frames[0]), int(source_frames[-1])
+    pts = timing.pts
+    can_seek = first > 0 and pts[first] >= 0 and len(np.unique(pts)) == len(pts)
+    k = 0
+    for frame in decode(path, start_pts=int(pts[first]) if can_seek else None, start_index=first):
+        while k < len(source_frames) and source_frames[k] == frame.index:
+            yield k, frame
+            k += 1
+        if frame.index >= last:
+            return
+    raise Rejection("decode_error", f"{path}: ends before frame {last}, which it had when it was looked through")
