@@ -26,7 +26,7 @@ class Motion:
     arrays: dict[str, np.ndarray]
 
     def encode(self) -> bytes:
-        head = {
+        head: dict[str, np.ndarray] = {
             "head.engine": np.frombuffer(self.engine.encode(), np.uint8),
             "head.fps": np.float64(self.fps).reshape(1),
             "head.size_px": np.int64(self.size_px).reshape(1),

@@ -64,10 +64,10 @@ def rasterise(regions: Regions, frame: int, size_px: int, *, dilate_px: float = 
             cv2.fillPoly(mask, [np.rint(outline * scale).astype(np.int32)], 1, cv2.LINE_8, _FIXED_POINT_BITS)
     if dilate_px > 0:
         radius = int(np.ceil(dilate_px))
-        yx = np.mgrid[-radius : radius + 1, -radius : radius + 1]
-        disc = (np.hypot(*yx) <= dilate_px).astype(np.uint8)
+        y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+        disc = (x**2 + y**2 <= dilate_px**2).astype(np.uint8)
         masks = np.stack([cv2.dilate(m, disc) for m in masks])
-    return masks.astype(np.bool_)
+    return np.asarray(masks, np.bool_)
 
 
 def masked_driving(frame: np.ndarray, masks: np.ndarray, *, background: int = 0) -> np.ndarray:

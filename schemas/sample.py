@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -162,7 +162,7 @@ def read_members(folder: Path, row: Mapping, names: tuple[str, ...]) -> dict[str
     return found
 
 
-def write_tar_sample(out: io.BufferedIOBase, key: str, members: Mapping[str, bytes]) -> list[dict]:
+def write_tar_sample(out: BinaryIO, key: str, members: Mapping[str, bytes]) -> list[dict]:
     """Appends one sample to an open tar; returns the index's `members` entries."""
     entries = []
     for name in MEMBERS:
@@ -176,7 +176,7 @@ def write_tar_sample(out: io.BufferedIOBase, key: str, members: Mapping[str, byt
     return entries
 
 
-def finish_tar(out: io.BufferedIOBase) -> None:
+def finish_tar(out: BinaryIO) -> None:
     """Two empty blocks and padding to a whole record, as tar(1) wants it."""
     out.write(b"\0" * (2 * tarfile.BLOCKSIZE))
     out.write(b"\0" * (-out.tell() % tarfile.RECORDSIZE))

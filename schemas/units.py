@@ -49,6 +49,7 @@ class Clip:
     folder: str  # faces' artifact folder, relative to the run
     digests: dict[str, str]  # file name in the folder -> digest
     scores: dict[str, float]
+    still_scores: dict[str, float]  # of the still alone
 
     def file(self, name: str) -> str:
         """Name in `folder` of one of the clip's files: target.mp4, source.png, audio.flac, track.npz."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class FaceGates:
     max_pitch_deg: float = 40.0
     max_roll_deg: float = 45.0
     max_other_faces: float = 0.1  # share of looks with a second face of comparable size in the crop
-    min_brightness: float = 16.0  # mean luma of the face, 0..255
+    min_brightness: float = 16.0  # luma of the face, 0..255, in its darkest tenth of frames
 
 
 class Faces:
@@ -87,7 +88,7 @@ class Faces:
             first, stop = int(max(part[0] - every + 1, 0)), int(min(part[-1] + every, frames))
             pieces = int(np.ceil((stop - first) / (self.config.max_clip_s * self.fps)))
             bounds = np.linspace(first, stop, pieces + 1).astype(int)
-            spans += [(int(a), int(b)) for a, b in zip(bounds, bounds[1:], strict=False) if b - a >= min_frames]
+            spans += [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if b - a >= min_frames]
         return spans
 
     def _cut(
@@ -109,8 +110,8 @@ class Faces:
 
     def _follow(
         self, frames: Iterator[tuple[int, Any]], crop: tuple[int, int, int], names: Iterator[str], out: Outputs
-    ) -> Iterator[tuple[str, int, np.ndarray, float]]:
-        """Encodes the crop while the mesh holds on to the face: file, first frame, points (T, 478, 3), mean luma of the face."""
+    ) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
+        """Encodes the crop while the mesh holds on to the face: file, first frame, points (T, 478, 3), luma of the face (T,)."""
         self._mesh.reset()
         writer, name, begin = None, "", 0
         points: list[np.ndarray] = []
@@ -121,7 +122,7 @@ class Faces:
             same = found is not None and (not points or self._near(points[-1], found))
             if writer is not None and not same:
                 writer.__exit__(None)
-                yield name, begin, np.stack(points), float(np.mean(lumas))
+                yield name, begin, np.stack(points), np.array(lumas)
                 writer, points, lumas = None, [], []
             if found is None:
                 continue
@@ -130,10 +131,10 @@ class Faces:
                 writer = VideoWriter(out.path(name), self.fps, self.size_px).__enter__()
             writer.write(picture)
             points.append(found)
-            lumas.append(_face_luma(picture, found))
+            lumas.append(face_luma(picture, found))
         if writer is not None:
             writer.__exit__(None)
-            yield name, begin, np.stack(points), float(np.mean(lumas))
+            yield name, begin, np.stack(points), np.array(lumas)
 
     def _near(self, before: np.ndarray, now: np.ndarray) -> bool:
         size = np.ptp(before[:, 1])
@@ -147,7 +148,7 @@ class Faces:
         crop: tuple[int, int, int],
         name: str,
         points: np.ndarray,
-        luma: float,
+        luma: np.ndarray,
         seen: Seen,
         out: Outputs,
     ) -> Clip:
@@ -157,9 +158,10 @@ class Faces:
         files = {part: f"{clip}.{part}" for part in (TARGET, STILL, AUDIO, TRACK)}
         out.path(name).rename(out.path(files[TARGET]))
         out.seal(files[TARGET])
-        still = still_frame(points)
+        still = still_frame(points, luma)
         out.write(files[STILL], encode_png(decode_video(out.path(files[TARGET]), first=still, count=1)[0]))
         out.write(files[TRACK], encode_track(points, source_frames))
+        others = seen.other_faces(crop)
         has_audio = self._cut_sound(shot, timing, first, len(points), files[AUDIO], out)
         return Clip(
             id=clip,
@@ -178,7 +180,8 @@ class Faces:
             has_audio=has_audio,
             folder=out.folder,
             digests={f: out.digests[f] for f in files.values() if f in out.digests},
-            scores={**score(points, crop[2], self.size_px), "brightness": luma, "other_faces": seen.other_faces(crop)},
+            scores={**score(points, crop[2], self.size_px), "brightness": float(np.percentile(luma, 10)), "other_faces": others},
+            still_scores={**score(points[[still]], crop[2], self.size_px), "brightness": float(luma[still]), "other_faces": others},
         )
 
     def _cut_sound(self, shot: Shot, timing: Timing, first: int, frames: int, name: str, out: Outputs) -> bool:
@@ -289,11 +292,13 @@ def cut_square(picture: np.ndarray, crop: tuple[int, int, int], size_px: int) ->
     return cv2.resize(part, (size_px, size_px), interpolation=cv2.INTER_AREA if side > size_px else cv2.INTER_CUBIC)
 
 
-def still_frame(points: np.ndarray) -> int:
-    """The frame (of T) that serves best as a still: frontal, mouth closed, eyes open."""
+def still_frame(points: np.ndarray, luma: np.ndarray) -> int:
+    """The frame (of T) that serves best as a still: frontal, mouth closed, eyes open, lit as the clip mostly is."""
     yaw, pitch, _ = np.abs(fit_pose(points).euler_deg).T
     eyes = eye_opening(points).mean(1)
-    return int(np.argmin(yaw / 20 + pitch / 20 + 3 * mouth_opening(points) + 5 * np.clip(np.median(eyes) - eyes, 0, None)))
+    shut = np.clip(np.median(eyes) - eyes, 0, None)
+    dark = np.clip(1 - luma / max(float(np.median(luma)), 1.0), 0, None)
+    return int(np.argmin(yaw / 20 + pitch / 20 + 3 * mouth_opening(points) + 5 * shut + 5 * dark))
 
 
 def score(points: np.ndarray, crop_side: int, size_px: int) -> dict[str, float]:
@@ -342,7 +347,7 @@ def read_track(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return arrays["points"], arrays["source_frames"]
 
 
-def _face_luma(picture: np.ndarray, points: np.ndarray) -> float:
+def face_luma(picture: np.ndarray, points: np.ndarray) -> float:
     """Mean luma of the face's box, 0..255."""
     x0, y0, x1, y1 = np.clip(face_boxes(points[None])[0], 0, len(picture) - 1).astype(int)
     part = picture[y0 : y1 + 1 : 4, x0 : x1 + 1 : 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,10 @@ class Ingest:
             out.drop(SOUND)
         bounds = [0, *cuts, len(times)]
         shots = [
-            Shot(id=shot_id(source.id, content, a, b - 1), source=source, content=content, first_frame=a, last_frame=b - 1, folder=out.folder)
-            for a, b in zip(bounds, bounds[1:], strict=False)
+            Shot(
+                id=shot_id(source.id, content, a, b - 1), source=source, content=content, first_frame=a, last_frame=b - 1, folder=out.folder
+            )
+            for a, b in itertools.pairwise(bounds)
         ]
         data = {
             "content": content,

@@ -46,7 +46,8 @@ def main() -> None:
     mesh = FaceMesh(static=True)
     hopper = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     photos = [skimage.data.astronaut(), read_image(hopper)]
-    plain, mirrored = [], []
+    plain: list[np.ndarray] = []
+    mirrored: list[np.ndarray] = []
     for photo in photos:
         points = mesh(photo)
         assert points is not None

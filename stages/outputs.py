@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,3 +48,7 @@ class Outputs:
     def drop(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
         self.digests.pop(name, None)
+
+    def discard(self) -> None:
+        """Takes the attempt's folder away."""
+        shutil.rmtree(self.root / self.folder, ignore_errors=True)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from schemas.motion import Motion
+from schemas.units import Clip, Driving, Pair, PortraitUnit
+from stages.faces import TARGET, TRACK, read_track
+from stages.media import VideoWriter, decode, read_image
+from stages.outputs import Outputs
+
+_APPEARANCES_KEPT = 16  # per worker
 
 
 @dataclass(frozen=True)
@@ -60,3 +68,74 @@ class Reenactor(Protocol):
 
     def render(self, appearance: Any, motion: Motion) -> Iterator[np.ndarray]:
         """T frames, uint8 RGB (size_px, size_px, 3), streamed: memory does not grow with T beyond the template."""
+
+
+MOTION, DRIVING = "motion.npz", "driving.mp4"
+
+
+class MotionStage:
+    """Clip -> motion template, once for all appearances."""
+
+    name = "motion"
+
+    def __init__(self, engine: Reenactor) -> None:
+        self._engine = engine
+        self.version = engine.version
+
+    def __call__(self, clip: Clip, out: Outputs) -> tuple[dict[str, Any], list[str]]:
+        """Writes motion.npz."""
+        motion = self._engine.motion(view_of(clip, out.root))
+        out.write(MOTION, motion.encode())
+        return {"frames": clip.frames}, []
+
+
+class Reenact:
+    """Pair -> driving video."""
+
+    name = "reenact"
+
+    def __init__(self, engine: Reenactor, fingerprint: str) -> None:
+        self._engine, self._fingerprint = engine, fingerprint
+        self.version = engine.version
+        self._appearances: OrderedDict[str, Any] = OrderedDict()
+
+    def __call__(self, pair: Pair, out: Outputs) -> tuple[dict[str, Any], list[Driving]]:
+        """Renders and encodes, one frame in hand at a time. The rendered length must be the target's."""
+        motion = Motion.decode((out.root / pair.motion_folder / MOTION).read_bytes(), what=f"motion of clip {pair.clip.id}")
+        frames = self._engine.render(self._appearance(pair.portrait, out.root), motion)
+        with VideoWriter(out.path(DRIVING), pair.clip.fps, pair.clip.size_px) as writer:
+            for frame in frames:
+                writer.write(frame)
+        assert writer.frames == pair.clip.frames, f"{self._engine.name} rendered {writer.frames} of {pair.clip.frames} frames"
+        out.seal(DRIVING)
+        driving = Driving(
+            id=pair.id,
+            pair=pair,
+            folder=out.folder,
+            digests=dict(out.digests),
+            generator=self._engine.name,
+            generator_version=self._engine.version,
+            fingerprint=self._fingerprint,
+        )
+        return {"frames": writer.frames}, [driving]
+
+    def _appearance(self, portrait: PortraitUnit, root: Path) -> Any:
+        """Computed once per identity and worker, and kept while it is in use."""
+        if portrait.id not in self._appearances:
+            if len(self._appearances) == _APPEARANCES_KEPT:
+                self._appearances.popitem(last=False)
+            self._appearances[portrait.id] = self._engine.appearance(read_portrait(portrait, root))
+        self._appearances.move_to_end(portrait.id)
+        return self._appearances[portrait.id]
+
+
+def view_of(clip: Clip, root: Path) -> ClipView:
+    folder = root / clip.folder
+    points, _ = read_track(folder / clip.file(TRACK))
+    target = folder / clip.file(TARGET)
+    return ClipView(frames=lambda: (f.rgb for f in decode(target)), points=points, fps=clip.fps, size_px=clip.size_px)
+
+
+def read_portrait(portrait: PortraitUnit, root: Path) -> Portrait:
+    points, _ = read_track(root / portrait.folder / portrait.track)
+    return Portrait(read_image(root / portrait.folder / portrait.image), points[portrait.frame])

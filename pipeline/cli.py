@@ -1,0 +1,131 @@
+"""The `crosspair` command: reads arguments, calls one function, prints. What users can mend is one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.watch import ConsoleWatcher
+from schemas.outcomes import Outcome
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split(":")[0] if __doc__ else None
+)
+console = Console(highlight=False, soft_wrap=True)
+
+ConfigPath = Annotated[Path, typer.Argument(help="a config file (YAML)")]
+RunPath = Annotated[Path, typer.Argument(help="a run's folder")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="overrides one value of the config")]
+
+
+@app.command()
+def run(
+    config: ConfigPath, set_: Overrides = None, until: Annotated[str, typer.Option(help="prepare, plan, generate or pack")] = "pack"
+) -> None:
+    """The whole pipeline; run it again to resume."""
+    from pipeline.config import RunConfig
+    from pipeline.run import run as run_pipeline
+    from schemas.config import load_config
+
+    settings = load_config(RunConfig, config, set_ or ())
+    with ConsoleWatcher(console) as watcher:
+        summary = run_pipeline(settings, base=config.parent, watcher=watcher, until=until)
+    for name in ("sources", "clips", "pairs"):
+        counts = getattr(summary, name)
+        console.print(f"{name}: " + (", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "none"))
+    if summary.reasons:
+        console.print("reasons: " + ", ".join(f"{n} {reason}" for reason, n in summary.reasons.items()))
+    if summary.shards:
+        console.print(f"{summary.samples} samples in {summary.shards}")
+
+
+@app.command()
+def status(run_: RunPath, json_: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
+    """Units by stage and outcome, rejections by reason, rate, time left."""
+    from pipeline.status import as_json
+    from pipeline.status import status as read_status
+
+    state = read_status(run_)
+    if json_:
+        typer.echo(as_json(state))
+        return
+    table = Table("stage", *(o.value for o in Outcome), "left", "units/s of work")
+    for stage, counts in state["stages"].items():
+        table.add_row(stage, *(str(counts[o.value]) for o in Outcome), str(counts["left"]), str(state["rate"].get(stage, "")))
+    console.print(table)
+    for reason, n in state["reasons"].items():
+        console.print(f"{n:6d} {reason}")
+
+
+@app.command()
+def verify(run_: RunPath) -> None:
+    """Exit 0 only if ledger, tables, index and tars agree and every digest holds."""
+    from pipeline.verify import verify as find_problems
+
+    problems = find_problems(run_)
+    for problem in problems:
+        console.print(problem)
+    console.print(f"{run_}: " + (f"{len(problems)} problems" if problems else "ledger, tables, index and tars agree; every digest holds"))
+    raise typer.Exit(bool(problems))
+
+
+@app.command()
+def diff(run_a: RunPath, run_b: RunPath) -> None:
+    """Exit 0 only if two runs hold the same samples, byte for byte."""
+    from pipeline.verify import diff as find_differences
+
+    differences = find_differences(run_a, run_b)
+    for difference in differences:
+        console.print(difference)
+    console.print("the same samples, byte for byte" if not differences else f"{len(differences)} differences")
+    raise typer.Exit(bool(differences))
+
+
+@app.command()
+def retry(run_: RunPath, reason: Annotated[str | None, typer.Option(help="only units of this reason")] = None) -> None:
+    """Makes failed and quarantined units due again."""
+    from pipeline.run import due_again
+
+    console.print(f"{due_again(run_, reason)} units are due again; `crosspair run` takes them up")
+
+
+@app.command()
+def report(run_: RunPath) -> None:
+    """Writes RUN/report/index.html."""
+    from pipeline.report import write_report
+
+    console.print(f"report: {write_report(run_)}")
+
+
+@app.command()
+def train(config: ConfigPath, set_: Overrides = None) -> None:
+    """Trains the diffusion transformer on a run's shards under Ray Train."""
+    from model.train import main as train_main
+
+    result = train_main(config, set_ or [])
+    console.print(f"checkpoint: {result.checkpoint}")
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="where everything goes")] = Path("demo")) -> None:
+    """Makes its own clips, runs everything on them, trains a few steps, and writes the report."""
+    from pipeline.demo import run_demo
+
+    run_demo(out, console)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        app(standalone_mode=True)
+    except ValueError as e:
+        print(f"crosspair: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("crosspair: stopped; the same command goes on where it stood", file=sys.stderr)
+        sys.exit(130)

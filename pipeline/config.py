@@ -1,0 +1,104 @@
+"""A run's config: everything that a user may set, with its default. Sections are the stages' own configs where there are any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from schemas.ids import fingerprint
+from stages.faces import FaceGates, Faces, FacesConfig
+from stages.ingest import Ingest, IngestConfig
+from stages.meshwarp import MeshWarp, MeshWarpConfig
+from stages.portraits import Portraits
+from stages.quality import QualityGates
+from stages.regions import RegionsStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig:
+    fps: int = 25
+    size_px: int = 576  # side of the square crop; a multiple of 16, so that latents and patches come out even
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReenactorConfig:
+    engine: Literal["meshwarp"] = "meshwarp"
+    meshwarp: MeshWarpConfig = field(default_factory=MeshWarpConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig:
+    per_clip: int = 2
+    seed: int = 0
+    max_yaw_difference_deg: float = 25.0  # between the clip's median and the portrait
+    max_pitch_difference_deg: float = 25.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsConfig:
+    max_mb: int = 512
+    name: str = ""  # of the pair set; by default the engine's
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    address: str | None = None  # null: a Ray of our own on this machine, stopped at the end
+    workers: int = 0  # per stage; 0: one per CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    unit_s: float = 900.0  # a unit that takes longer is stopped, native code included
+    attempts: int = 2  # before an error is final, and before a unit that kills its worker is quarantined
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    run: str  # the run's folder
+    clips: str | list[str]  # globs, folders, or manifests (CSV, JSONL, Parquet) with a column `uri`
+    portraits: str | list[str] = field(default_factory=list)  # likewise; stills of the clips themselves serve too
+    portraits_from_clips: bool = True
+    video: VideoConfig = field(default_factory=VideoConfig)
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    faces: FacesConfig = field(default_factory=FacesConfig)
+    gates: FaceGates = field(default_factory=FaceGates)
+    portrait_gates: FaceGates = field(default_factory=lambda: FaceGates(max_yaw_deg=30.0, max_pitch_deg=25.0, max_roll_deg=30.0))
+    reenactor: ReenactorConfig = field(default_factory=ReenactorConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    splits: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
+    quality: QualityGates = field(default_factory=QualityGates)
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+    def __post_init__(self) -> None:
+        if self.video.size_px % 16 or self.video.size_px < 64:
+            raise ValueError(f"video.size_px is {self.video.size_px}; it must be a multiple of 16, at least 64")
+        if self.video.fps < 1 or self.pairs.per_clip < 1 or self.shards.max_mb < 1:
+            raise ValueError("video.fps, pairs.per_clip and shards.max_mb must be at least 1")
+        if not self.splits or min(self.splits.values()) < 0 or abs(sum(self.splits.values()) - 1) > 1e-6:
+            raise ValueError(f"splits must be shares that sum to 1, not {self.splits}")
+        if any(not name.replace("_", "").isalnum() for name in self.splits):
+            raise ValueError(f"split names become file names: letters, digits and _ only, not {list(self.splits)}")
+
+    @property
+    def set_name(self) -> str:
+        return self.shards.name or self.reenactor.engine
+
+
+def fingerprints(config: RunConfig) -> dict[str, str]:
+    """Stage name -> fingerprint: what its outputs depend on besides the unit."""
+    video, engine = config.video, config.reenactor
+    ingest = fingerprint(Ingest.name, Ingest.version, config.ingest)
+    crop = {"faces": _fields(config.faces), "fps": video.fps, "size_px": video.size_px}
+    faces = fingerprint(Faces.name, Faces.version, crop, upstream=ingest)
+    portraits = fingerprint(Portraits.name, Portraits.version, crop)
+    settings = _fields(getattr(engine, engine.engine))
+    motion = fingerprint(f"motion/{engine.engine}", MeshWarp.version, settings, upstream=faces)
+    reenact = fingerprint(f"reenact/{engine.engine}", MeshWarp.version, settings, upstream=motion + portraits)
+    regions = fingerprint(RegionsStage.name, RegionsStage.version, {}, upstream=reenact)
+    return {"ingest": ingest, "faces": faces, "portraits": portraits, "motion": motion, "reenact": reenact, "regions": regions}
+
+
+def _fields(config: object) -> dict:
+    return dict(vars(config))

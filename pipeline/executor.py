@@ -1,0 +1,96 @@
+"""The executor: chains stages into one Ray Data graph. Ray schedules; what was done is in our ledger (pipeline/worker.py)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipeline.config import RayConfig, RunConfig
+from pipeline.worker import OUTCOME, ROW, StageWorker
+
+_ROWS_A_BLOCK = 8  # a block is what a worker takes at once, and what is done again when it dies
+
+Progress = Callable[[str, str, str], None]
+"""Called for every unit that ends: stage, outcome, reason."""
+
+
+@contextmanager
+def cluster(config: RayConfig) -> Iterator[Callable[[], None]]:
+    """Gives a function that makes sure of a Ray to run on: the one that is there, the one at `address`, or one of our own.
+
+    Nothing is started before the first call, so a run with nothing to do costs nothing; our own goes with the block.
+    """
+    started = False
+
+    def start() -> None:
+        nonlocal started
+        if ray.is_initialized():
+            return
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        if config.address:
+            ray.init(address=config.address, **quiet)
+        else:
+            cpus = config.workers or os.cpu_count() or 1
+            ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=256 << 20, **quiet)
+        started = True
+
+    try:
+        yield start
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def run_graph(
+    rows: Sequence[dict[str, str]], chain: Sequence[tuple[str, ...]], root: Path, config: RunConfig, progress: Progress
+) -> Counter[tuple[str, str]]:
+    """Runs rows through a chain of operators, each the home of one or more stages; (stage, outcome) counts of what was done.
+
+    Every operator is a pool of `ray.workers` actors. All pools of a chain live at once, so each actor asks for a share of a
+    CPU: a chain can never starve for lack of whole ones.
+    """
+    if not rows:
+        return Counter()
+    workers = config.ray.workers or int(ray.cluster_resources().get("CPU", 1))
+    workers = max(1, min(workers, len(rows)))
+    _configure_ray_data()
+    session = uuid.uuid4().hex[:8]
+    step = max(1, min(_ROWS_A_BLOCK, len(rows) // (4 * workers)))
+    blocks = [pa.Table.from_pylist(list(rows[i : i + step]), schema=ROW) for i in range(0, len(rows), step)]
+    graph = ray.data.from_arrow(blocks)
+    for names in chain:
+        graph = graph.map_batches(
+            StageWorker,
+            batch_format="pyarrow",
+            batch_size=None,
+            compute=ActorPoolStrategy(size=workers),
+            num_cpus=0.9 / len(chain),
+            fn_constructor_args=(str(root), config, names, session),
+        )
+    counts: Counter[tuple[str, str]] = Counter()
+    for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for item in batch.to_pylist():
+            assert item["stage"] == OUTCOME, f"a row of stage {item['stage']} came out of the graph"
+            stage, outcome, reason = json.loads(item["spec"])
+            counts[stage, outcome] += 1
+            progress(stage, outcome, reason)
+    return counts
+
+
+def _configure_ray_data() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

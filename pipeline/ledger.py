@@ -1,0 +1,116 @@
+"""The ledger: what was done to each unit by each stage. Plain JSONL segments, each written once, whole, by one writer.
+
+    RUN/ledger/STAGE/<time>-<writer>.jsonl     one record a line
+    RUN/ledger/STAGE/open/<unit>-<attempt>     an attempt under way: there before the work begins, gone after its record is on disk
+
+A unit is done when a record with the stage's present fingerprint says so; records of other fingerprints are history.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.storage import write_atomic
+from schemas.outcomes import Outcome
+
+_FLUSH_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """How one attempt of a stage at a unit ended.
+
+    Attributes:
+        folder: the artifact folder of this attempt, relative to the run; this record makes it the winner.
+        digests: file name -> digest, for what is in it.
+        data: what was measured.
+        children: the units that came of it, as JSON objects of schemas.units.
+    """
+
+    stage: str
+    unit: str
+    kind: str
+    parent: str
+    source_uri: str
+    fingerprint: str
+    outcome: Outcome
+    reason: str = ""
+    message: str = ""
+    attempts: int = 1
+    seconds: float = 0.0
+    folder: str = ""
+    digests: dict[str, str] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    children: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Ledger:
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "ledger"
+
+    def read(self, stage: str, fingerprint: str) -> dict[str, Record]:
+        """Unit -> the record that counts: the first `done`, else the last."""
+        records: dict[str, Record] = {}
+        for path in sorted((self.folder / stage).glob("*.jsonl")):
+            for line in path.read_text().splitlines():
+                raw = json.loads(line)
+                if raw["fingerprint"] != fingerprint:
+                    continue
+                known = records.get(raw["unit"])
+                if known is None or known.outcome != Outcome.DONE:
+                    records[raw["unit"]] = Record(**{**raw, "outcome": Outcome(raw["outcome"])})
+        return records
+
+    def forget(self, stage: str, units: set[str]) -> None:
+        """Takes the records of `units` out of the ledger: they are due again."""
+        for path in sorted((self.folder / stage).glob("*.jsonl")):
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["unit"] not in units]
+            if not kept:
+                path.unlink()
+            elif len(kept) < len(lines):
+                write_atomic(path, ("\n".join(kept) + "\n").encode())
+
+
+class LedgerWriter:
+    """One per worker and stage. Records are on disk after `flush`; every few seconds that happens by itself."""
+
+    def __init__(self, root: Path, stage: str) -> None:
+        self._folder = root / "ledger" / stage
+        self._records: list[Record] = []
+        self._attempts: list[Path] = []
+        self._written = time.monotonic()
+
+    def begin(self, unit: str, session: str) -> int:
+        """Notes that work on `unit` begins; how many attempts at it are open in this session, this one included.
+
+        An attempt stays open only when its worker died. A new session (the driver was started again) counts from one.
+        """
+        folder = self._folder / "open"
+        folder.mkdir(parents=True, exist_ok=True)
+        attempt = folder / f"{unit}-{session}-{uuid.uuid4().hex[:8]}"
+        attempt.touch()
+        self._attempts.append(attempt)
+        return len(list(folder.glob(f"{unit}-{session}-*")))
+
+    def add(self, record: Record) -> None:
+        self._records.append(record)
+        if time.monotonic() - self._written > _FLUSH_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._records:
+            lines = [json.dumps(asdict(r), separators=(",", ":"), sort_keys=True) for r in self._records]
+            write_atomic(self._folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl", ("\n".join(lines) + "\n").encode())
+        units = {r.unit for r in self._records}
+        for attempt in self._attempts:
+            attempt.unlink(missing_ok=True)
+        for unit in units:  # attempts whose worker died are settled by the record too
+            for attempt in (self._folder / "open").glob(f"{unit}-*"):
+                attempt.unlink(missing_ok=True)
+        self._records, self._attempts, self._written = [], [], time.monotonic()

@@ -1,0 +1,71 @@
+"""Listing: which files are the input, and what a manifest says of them. Every file listed is a unit from here on."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from schemas.ids import source_id
+from schemas.units import SourceFile
+
+CLIP_SUFFIXES = frozenset(
+    f".{s}" for s in ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts", "264", "h264", "ogv", "ogg", "flv", "3gp")
+)
+IMAGE_SUFFIXES = frozenset(f".{s}" for s in ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp"))
+_MANIFESTS = {".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json, ".parquet": pq.read_table}
+
+
+def list_sources(entries: str | Iterable[str], suffixes: frozenset[str], base: Path) -> list[SourceFile]:
+    """Source files of globs, folders and manifests, relative to `base`, sorted by URI; one listed twice counts once.
+
+    Raises:
+        ValueError: an entry that matches nothing, or a manifest without `uri`.
+    """
+    found: dict[str, SourceFile] = {}
+    for entry in [entries] if isinstance(entries, str) else entries:
+        listed = list(_expand(entry, suffixes, base))
+        if not listed:
+            raise ValueError(f"{entry}: matches no file; give a folder, a glob or a manifest, relative to {base}")
+        for source in listed:
+            found.setdefault(source.uri, source)
+    return sorted(found.values(), key=lambda s: s.uri)
+
+
+def _expand(entry: str, suffixes: frozenset[str], base: Path) -> Iterable[SourceFile]:
+    path = base / Path(entry).expanduser()
+    if path.suffix.lower() in _MANIFESTS and path.is_file():
+        return _manifest(path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and not p.is_dir() and not p.name.startswith("."))
+        return [_source(p) for p in files]
+    if path.exists() or path.is_symlink():
+        return [_source(path)]
+    matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 -- Path.glob takes no absolute pattern
+    return [_source(Path(p)) for p in matches if not Path(p).is_dir()]
+
+
+def _manifest(path: Path) -> list[SourceFile]:
+    table: pa.Table = _MANIFESTS[path.suffix.lower()](path)
+    if "uri" not in table.column_names:
+        raise ValueError(f"{path}: a manifest needs a column `uri`; it has {table.column_names}")
+    return [_source(path.parent / str(r["uri"]), r) for r in table.to_pylist()]
+
+
+def _source(path: Path, about: dict[str, Any] | None = None) -> SourceFile:
+    uri = str(path.absolute())
+    about = {k: "" if v is None else str(v) for k, v in (about or {}).items()}
+    name = source_id(uri)
+    return SourceFile(
+        id=name,
+        uri=uri,
+        identity=about.get("identity") or f"{path.stem}-{name[:6]}",
+        licence=about.get("licence", ""),
+        consent=about.get("consent", ""),
+    )

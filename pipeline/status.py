@@ -1,0 +1,70 @@
+"""Status: how far a run is, counted from its ledger while it works or after."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import tables
+from pipeline.ledger import Ledger
+from pipeline.verify import STAGES
+from schemas.outcomes import Outcome
+
+
+def status(root: Path) -> dict[str, Any]:
+    """{"stages": {STAGE: {done, rejected, failed, quarantined, left}}, "reasons": {CODE: n}, "rate": ..., "seconds_left": ...}.
+
+    `rate` is units per second of work time by stage; `seconds_left` is the time of one worker for what is left, -1 if not known.
+
+    Raises:
+        ValueError: `root` is no run.
+    """
+    if not (root / "run.yaml").is_file():
+        raise ValueError(f"{root}: no run (run.yaml is missing)")
+    prints = yaml.safe_load((root / "run.yaml").read_text())["fingerprints"]
+    records = {stage: Ledger(root).read(stage, prints[stage]) for stage in STAGES}
+    expected = _expected(root, records)
+    stages: dict[str, dict[str, int]] = {}
+    reasons: Counter[str] = Counter()
+    rate: dict[str, float] = {}
+    left_s = 0.0
+    for stage in STAGES:
+        counts = Counter(r.outcome for r in records[stage].values())
+        left = len(expected[stage] - set(records[stage]))
+        stages[stage] = {**{o.value: counts[o] for o in Outcome}, "left": left}
+        reasons.update(r.reason for r in records[stage].values() if r.reason)
+        seconds = sum(r.seconds for r in records[stage].values())
+        if seconds:
+            rate[stage] = round(len(records[stage]) / seconds, 3)
+            left_s += left / rate[stage]
+        elif left:
+            left_s = -1.0
+            break
+    for r in tables.load(root, "outcomes"):
+        if r["stage"] in ("gates", "plan", "quality"):
+            counts_by = stages.setdefault(r["stage"], {**dict.fromkeys((o.value for o in Outcome), 0), "left": 0})
+            counts_by[r["outcome"]] += 1
+            reasons.update([r["reason"]] if r["reason"] else [])
+    return {"stages": stages, "reasons": dict(sorted(reasons.items())), "rate": rate, "seconds_left": round(left_s, 1)}
+
+
+def _expected(root: Path, records: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
+    """Units that each stage should have by the tables and by what the stage before it has made."""
+    sources = tables.load(root, "sources")
+    pairs = tables.load(root, "pairs")
+    return {
+        "ingest": {s["source"] for s in sources if s["kind"] == "clip"},
+        "faces": {c["id"] for r in records["ingest"].values() for c in r.children},
+        "portraits": {s["source"] for s in sources if s["kind"] == "portrait"},
+        "motion": {p["clip"] for p in pairs},
+        "reenact": {p["pair"] for p in pairs},
+        "regions": {u for u, r in records["reenact"].items() if r.outcome == Outcome.DONE},
+    }
+
+
+def as_json(state: dict[str, Any]) -> str:
+    return json.dumps(state, indent=2)

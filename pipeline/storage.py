@@ -1,0 +1,67 @@
+"""Writing to the run's folder so that a kill at any moment leaves the old file or the new one, and one run at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name whole, flushed to the disk, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    with atomic_file(path) as f:
+        f.write(data)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Parquet, atomically; left alone when it already holds the same rows."""
+    if path.is_file() and pq.read_table(path).equals(table):
+        return
+    with atomic_file(path) as f:
+        pq.write_table(table, f, compression="zstd")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusive(root: Path) -> Iterator[None]:
+    """Only one process works on a run. The lock goes with its process, however that ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("a") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise ValueError(f"{root}: another crosspair process works on this run; wait for it or stop it") from e
+        yield

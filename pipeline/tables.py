@@ -1,0 +1,82 @@
+"""Tables: the ledger's records as Parquet, one row a thing, for people and programs that ask questions of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.plan import PlannedPair
+from pipeline.storage import write_table
+
+OUTCOMES = pa.schema(
+    [
+        *((name, pa.string()) for name in ("unit", "kind", "parent", "source_uri", "stage", "outcome", "reason", "message")),
+        ("attempts", pa.int32()),
+        ("seconds", pa.float64()),
+    ]
+)
+SOURCES = pa.schema(
+    [
+        *((name, pa.string()) for name in ("source", "uri", "kind", "identity", "licence", "consent", "content", "outcome", "reason")),
+        ("frames", pa.int64()),
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("duration_s", pa.float64()),
+        ("has_audio", pa.bool_()),
+    ]
+)
+IDENTITIES = pa.schema([("identity", pa.string()), ("split", pa.string()), ("clips", pa.int32()), ("portraits", pa.int32())])
+PAIRS = pa.schema(
+    [*((n, pa.string()) for n in ("pair", "clip", "portrait", "performer", "appearance", "split")), ("generation", pa.int32())]
+)
+SAMPLES = pa.schema(
+    [
+        *((n, pa.string()) for n in ("pair", "set", "clip", "portrait", "performer", "appearance", "split", "outcome", "reason", "tar")),
+        ("scores", pa.map_(pa.string(), pa.float64())),
+    ]
+)
+_UNIT = [*((n, pa.string()) for n in ("source", "identity", "uri", "content", "folder", "outcome", "reason"))]
+CLIPS = pa.schema(
+    [
+        ("clip", pa.string()),
+        ("shot", pa.string()),
+        *_UNIT,
+        *((n, pa.int64()) for n in ("first_frame", "last_frame", "frames", "fps", "size_px", "still_frame")),
+        ("crop", pa.list_(pa.int32(), 3)),
+        ("has_audio", pa.bool_()),
+        ("scores", pa.map_(pa.string(), pa.float64())),
+    ]
+)
+PORTRAITS = pa.schema(
+    [("portrait", pa.string()), ("clip", pa.string()), *_UNIT, ("image", pa.string()), ("scores", pa.map_(pa.string(), pa.float64()))]
+)
+
+
+def save(root: Path, name: str, rows: Sequence[dict], schema: pa.Schema) -> None:
+    """Writes RUN/tables/NAME.parquet, rows sorted by their first column; unchanged rows leave the file alone."""
+    key = schema.names[0]
+    ordered = sorted(rows, key=lambda r: (r[key], r.get("stage", ""), r.get("uri", "")))
+    write_table(root / "tables" / f"{name}.parquet", pa.Table.from_pylist(ordered, schema=schema))
+
+
+def load(root: Path, name: str) -> list[dict]:
+    """Rows of RUN/tables/NAME.parquet; none when it is not there yet. Map columns come as dicts."""
+    path = root / "tables" / f"{name}.parquet"
+    if not path.is_file():
+        return []
+    rows = pq.read_table(path).to_pylist(maps_as_pydicts="strict")
+    assert isinstance(rows, list)
+    return rows
+
+
+def load_pairs(root: Path) -> list[PlannedPair]:
+    return [PlannedPair(**r) for r in load(root, "pairs")]
+
+
+def save_pairs(root: Path, pairs: Sequence[PlannedPair]) -> None:
+    save(root, "pairs", [asdict(p) for p in pairs], PAIRS)

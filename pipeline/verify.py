@@ -1,0 +1,147 @@
+"""Verify and diff: do ledger, tables, index and tars of a run agree, and do two runs hold the same samples?"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from pipeline import tables
+from pipeline.ledger import Ledger
+from schemas.ids import content_digest, file_digest
+from schemas.outcomes import REASONS, Outcome
+from schemas.sample import MEMBERS, OPTIONAL_MEMBERS, SampleInfo, read_index, sample_digest
+
+STAGES = ("ingest", "faces", "portraits", "motion", "reenact", "regions")
+
+
+def verify(root: Path) -> list[str]:
+    """Everything that is wrong with a run, a sentence each; empty when all agrees and every digest holds.
+
+    Raises:
+        ValueError: `root` is no run.
+    """
+    run_file = root / "run.yaml"
+    if not run_file.is_file():
+        raise ValueError(f"{root}: no run (run.yaml is missing)")
+    prints = yaml.safe_load(run_file.read_text())["fingerprints"]
+    problems = [*_check_ledger(root, prints), *_check_tables(root)]
+    for folder in sorted(p for p in (root / "shards").glob("*") if p.is_dir()):
+        problems += _check_set(root, folder)
+    return problems
+
+
+def _check_ledger(root: Path, prints: dict[str, str]) -> Iterator[str]:
+    """Every artifact that a record names is there and has its digest; every attempt is closed."""
+    ledger = Ledger(root)
+    for stage in STAGES:
+        for unit, record in ledger.read(stage, prints[stage]).items():
+            if record.outcome == Outcome.DONE:
+                for name, digest in record.digests.items():
+                    path = root / record.folder / name
+                    if not path.is_file():
+                        yield f"{path}: missing, though {stage} made it for {unit}"
+                    elif file_digest(path) != digest:
+                        yield f"{path}: changed since {stage} made it"
+            elif record.reason not in REASONS:
+                yield f"ledger/{stage}: unit {unit} is {record.outcome} without a known reason ({record.reason!r})"
+        for attempt in (ledger.folder / stage / "open").glob("*"):
+            yield f"{attempt}: an attempt without an outcome; run `crosspair run` again"
+
+
+def _check_tables(root: Path) -> Iterator[str]:
+    """Every unit listed or planned has an outcome."""
+    rows = tables.load(root, "outcomes")
+    have = {(r["stage"], r["unit"]) for r in rows}
+    for source in tables.load(root, "sources"):
+        stage = "ingest" if source["kind"] == "clip" else "portraits"
+        if (stage, source["source"]) not in have:
+            yield f"tables: source {source['uri']} has no outcome"
+        if not source["outcome"]:
+            yield f"tables: source {source['uri']} is unfinished"
+    clips = {c["clip"]: c["outcome"] for c in tables.load(root, "clips")}
+    judged = {r["unit"] for r in rows if r["stage"] == "gates"}
+    yield from (f"tables: clip {c} has no verdict" for c in clips if c not in judged)
+    for sample in tables.load(root, "samples"):
+        if (sample["outcome"] == Outcome.DONE) != bool(sample["tar"]):
+            yield f"tables: pair {sample['pair']} is {sample['outcome'] or 'out'}, but its tar is {sample['tar'] or 'none'}"
+
+
+def _check_set(root: Path, folder: Path) -> Iterator[str]:
+    """Index and tars agree both ways; every member has its digest and its place; index and samples table agree."""
+    try:
+        rows = read_index(folder).to_pylist()
+    except (ValueError, OSError) as e:
+        yield str(e)
+        return
+    by_tar: dict[str, list[dict]] = {}
+    for r in rows:
+        by_tar.setdefault(r["tar"], []).append(r)
+    for path in sorted(folder.glob("*.tar")):
+        if path.name not in by_tar:
+            yield f"{path}: not in the index"
+    for name, members in sorted(by_tar.items()):
+        yield from _check_tar(folder / name, members)
+    if len({r["sample"] for r in rows}) < len(rows):
+        yield f"{folder}: a sample stands twice in the index"
+    accepted = {s["pair"] for s in tables.load(root, "samples") if s["set"] == folder.name and s["tar"]}
+    for key in sorted(accepted ^ {r["sample"] for r in rows}):
+        yield f"{folder}: sample {key} is in {'the tables' if key in accepted else 'the index'} only"
+
+
+def _check_tar(path: Path, rows: list[dict]) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path}: missing, though the index names it"
+        return
+    found: dict[str, tuple[int, bytes]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                if file is None:
+                    yield f"{path}: {member.name} is no plain file"
+                    continue
+                found[member.name] = (member.offset_data, file.read())
+    except (tarfile.TarError, OSError, EOFError) as e:
+        yield f"{path}: not a whole tar: {e}"
+    for row in rows:
+        names = {m["name"] for m in row["members"]}
+        if missing := set(MEMBERS) - OPTIONAL_MEMBERS - names:
+            yield f"{path}: sample {row['sample']} lacks {sorted(missing)}"
+        if sample_digest({m["name"]: m["digest"] for m in row["members"]}) != row["digest"]:
+            yield f"{path}: the index contradicts itself on sample {row['sample']}"
+        for m in row["members"]:
+            key = f"{row['sample']}.{m['name']}"
+            offset, data = found.pop(key, (-1, b""))
+            if offset == -1:
+                yield f"{path}: {key} is missing"
+            elif offset != m["offset"] or len(data) != m["size"]:
+                yield f"{path}: {key} is not where the index says"
+            elif content_digest(data) != m["digest"]:
+                yield f"{path}: {key} does not have its digest"
+            elif m["name"] == "json" and SampleInfo.decode(data).key != row["sample"]:
+                yield f"{path}: {key} belongs to another sample"
+    yield from (f"{path}: {name} is not in the index" for name in sorted(found))
+
+
+def diff(a: Path, b: Path) -> list[str]:
+    """How the samples of two runs differ, a sentence each; empty when they are the same, byte for byte."""
+    sets = {root: {p.name: p for p in (root / "shards").glob("*") if p.is_dir()} for root in (a, b)}
+    for root in (a, b):
+        if not sets[root]:
+            raise ValueError(f"{root}: holds no shards")
+    differences = [f"set {name} is in one run only" for name in sorted(set(sets[a]) ^ set(sets[b]))]
+    for name in sorted(set(sets[a]) & set(sets[b])):
+        left, right = ({r["sample"]: r for r in read_index(sets[root][name]).to_pylist()} for root in (a, b))
+        for key in sorted(set(left) | set(right)):
+            if key not in left or key not in right:
+                differences.append(f"{name}: sample {key} is in {a if key in left else b} only")
+                continue
+            digests = [{m["name"]: m["digest"] for m in side[key]["members"]} for side in (left, right)]
+            names = sorted(n for n in digests[0].keys() | digests[1].keys() if digests[0].get(n) != digests[1].get(n))
+            differences += [f"{name}: {key}.{n} differs" for n in names]
+        tars = [{p.name: file_digest(p) for p in sets[root][name].glob("*.tar")} for root in (a, b)]
+        differences += [f"{name}: {tar} differs" for tar in sorted(tars[0].keys() | tars[1].keys()) if tars[0].get(tar) != tars[1].get(tar)]
+    return differences

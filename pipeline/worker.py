@@ -1,0 +1,198 @@
+"""A worker: takes rows, runs the stages it was made for, records every outcome, passes on the rows that come of it.
+
+The one place where errors, time limits and deaths become outcomes. Stages know nothing of it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import subprocess
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from pipeline.config import RunConfig, fingerprints
+from pipeline.ledger import LedgerWriter, Record
+from schemas.outcomes import Outcome, Rejection
+from schemas.units import Clip, Driving, Pair, Shot, SourceFile
+from stages.outputs import Outputs
+
+ROW = pa.schema([("stage", pa.string()), ("unit", pa.string()), ("spec", pa.string())])
+OUTCOME = "outcome"  # the stage of a row that only tells the driver how a unit ended
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """What the executor must know of a stage: what a row's `spec` holds, what a unit is called, who takes its children."""
+
+    spec: type
+    kind: str
+    next_stage: str  # "" when nothing follows in the same graph
+
+
+STAGES: dict[str, StageInfo] = {
+    "ingest": StageInfo(SourceFile, "source", "faces"),
+    "faces": StageInfo(Shot, "shot", ""),
+    "portraits": StageInfo(SourceFile, "portrait", ""),
+    "motion": StageInfo(Clip, "clip", ""),
+    "reenact": StageInfo(Pair, "pair", "regions"),
+    "regions": StageInfo(Driving, "pair", ""),
+}
+
+
+def row(stage: str, spec: Any) -> dict[str, str]:
+    return {"stage": stage, "unit": spec.id, "spec": json.dumps(asdict(spec), sort_keys=True, separators=(",", ":"))}
+
+
+def read_spec(cls: type, text: str) -> Any:
+    return TypeAdapter(cls).validate_json(text)
+
+
+def build_stage(name: str, config: RunConfig) -> Callable[..., tuple[dict[str, Any], list[Any]]]:
+    """The stage's object; imports what it needs and no more."""
+    size_px = config.video.size_px
+    if name == "ingest":
+        from stages.ingest import Ingest
+
+        return Ingest(config.ingest)
+    if name == "faces":
+        from stages.faces import Faces
+
+        return Faces(config.faces, config.video.fps, size_px)
+    if name == "portraits":
+        from stages.portraits import Portraits
+
+        return Portraits(config.faces, size_px)
+    if name == "regions":
+        from stages.regions import RegionsStage
+
+        return RegionsStage()
+    from stages.meshwarp import MeshWarp
+    from stages.reenact import MotionStage, Reenact
+
+    engine = MeshWarp(config.reenactor.meshwarp)
+    return MotionStage(engine) if name == "motion" else Reenact(engine, fingerprints(config)["reenact"])
+
+
+class StageWorker:
+    """For `Dataset.map_batches`: rows in, rows out (ROW). Rows of other stages pass through untouched."""
+
+    def __init__(self, root: str, config: RunConfig, names: tuple[str, ...], session: str) -> None:
+        self._root, self._config, self._names, self._session = Path(root), config, names, session
+        self._fingerprints = fingerprints(config)
+        self._stages: dict[str, Callable[..., tuple[dict[str, Any], list[Any]]]] = {}
+        self._writers = {name: LedgerWriter(self._root, name) for name in names}
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows: list[dict[str, str]] = []
+        for item in batch.to_pylist():
+            if item["stage"] in self._names:
+                rows += self._run(item["stage"], read_spec(STAGES[item["stage"]].spec, item["spec"]))
+            else:
+                rows.append(item)
+        for writer in self._writers.values():
+            writer.flush()
+        return pa.Table.from_pylist(rows, schema=ROW)
+
+    def _run(self, stage: str, spec: Any) -> list[dict[str, str]]:
+        """One unit to its outcome: the rows of its children, and one that tells the driver."""
+        info, writer = STAGES[stage], self._writers[stage]
+        deaths = writer.begin(spec.id, self._session) - 1
+        started = time.monotonic()
+        children: list[Any] = []
+        if deaths >= self._config.limits.attempts:
+            fields: dict[str, Any] = {
+                "outcome": Outcome.QUARANTINED,
+                "reason": "worker_died",
+                "message": f"killed or hung its worker {deaths} times",
+                "attempts": deaths,
+            }
+        else:
+            fields, children = self._attempt(stage, spec, first=deaths + 1)
+        record = Record(
+            stage=stage,
+            unit=spec.id,
+            kind=info.kind,
+            parent=_parent(spec),
+            source_uri=_source_uri(spec),
+            fingerprint=self._fingerprints[stage],
+            seconds=round(time.monotonic() - started, 3),
+            children=[asdict(c) for c in children],
+            **fields,
+        )
+        writer.add(record)
+        told = {"stage": OUTCOME, "unit": spec.id, "spec": json.dumps([stage, record.outcome, record.reason])}
+        return [told, *(row(info.next_stage, child) for child in children if info.next_stage)]
+
+    def _attempt(self, stage: str, spec: Any, first: int) -> tuple[dict[str, Any], list[Any]]:
+        """Runs the stage, again after an error while attempts are left; (fields of the record, children)."""
+        limits = self._config.limits
+        fields: dict[str, Any] = {}
+        for attempt in range(first, limits.attempts + 1):
+            folder = f"artifacts/{stage}/{spec.id[:2]}/{spec.id}/{self._fingerprints[stage][:8]}-{uuid.uuid4().hex[:8]}"
+            out = Outputs(self._root, folder, limits.unit_s)
+            # A Python timer cannot fire while native code holds the interpreter; this one ends the process.
+            faulthandler.dump_traceback_later(limits.unit_s, exit=True, file=sys.__stderr__ or 2)
+            try:
+                data, children = self._stage(stage)(spec, out)
+                return {
+                    "outcome": Outcome.DONE,
+                    "data": data,
+                    "folder": folder,
+                    "digests": dict(out.digests),
+                    "attempts": attempt,
+                }, children
+            except Rejection as e:
+                fields = {"outcome": Outcome.REJECTED, "reason": e.reason, "message": str(e), "data": dict(e.scores), "attempts": attempt}
+                out.discard()
+                break
+            except subprocess.TimeoutExpired as e:
+                fields = {"outcome": Outcome.FAILED, "reason": "timeout", "message": str(e), "attempts": attempt}
+            except Exception as e:
+                where = traceback.extract_tb(e.__traceback__)[-1]
+                message = f"{type(e).__name__}: {e} ({Path(where.filename).name}:{where.lineno})"
+                fields = {"outcome": Outcome.FAILED, "reason": "error", "message": message, "attempts": attempt}
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+            out.discard()
+        return fields, []
+
+    def _stage(self, name: str) -> Callable[..., tuple[dict[str, Any], list[Any]]]:
+        if name not in self._stages:
+            self._stages[name] = build_stage(name, self._config)
+        return self._stages[name]
+
+
+def _parent(spec: Any) -> str:
+    match spec:
+        case Shot():
+            return spec.source.id
+        case Clip():
+            return spec.shot
+        case Pair():
+            return spec.clip.id
+        case Driving():
+            return spec.pair.clip.id
+    return ""
+
+
+def _source_uri(spec: Any) -> str:
+    match spec:
+        case SourceFile():
+            return spec.uri
+        case Shot() | Clip():
+            return spec.source.uri
+        case Pair():
+            return spec.clip.source.uri
+        case Driving():
+            return spec.pair.clip.source.uri
+    return ""

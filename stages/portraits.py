@@ -1,0 +1,82 @@
+"""Portraits: cut one still of a person out of an image file, by the crop rule of the clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from schemas.ids import file_digest, portrait_id, portrait_id_of_frame
+from schemas.outcomes import Rejection
+from schemas.units import Clip, PortraitUnit, SourceFile
+from stages.faces import STILL, TRACK, FacesConfig, Survey, cut_square, encode_track, face_luma, score
+from stages.head import crop_square, face_size
+from stages.media import check_readable, encode_png, read_image
+from stages.mesh import FaceMesh
+from stages.outputs import Outputs
+
+
+class Portraits:
+    """Image file -> portrait."""
+
+    name, version = "portraits", 1
+
+    def __init__(self, config: FacesConfig, size_px: int) -> None:
+        self.config, self.size_px = config, size_px
+        self._survey = Survey(1)
+        self._mesh = FaceMesh(static=True)
+
+    def __call__(self, source: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[PortraitUnit]]:
+        """What was measured, and one portrait. Raises Rejection: no_face, several_faces, or for input that is no image."""
+        path = Path(source.uri)
+        check_readable(path)
+        content = file_digest(path)
+        picture = read_image(path)
+        boxes = self._survey.look(picture)
+        if not len(boxes):
+            raise Rejection("no_face", f"{path}: no face")
+        sizes = face_size(boxes)
+        if (sizes[1:] >= 0.5 * sizes[0]).any():
+            raise Rejection("several_faces", f"{path}: {len(boxes)} faces of comparable size", {"faces": len(boxes)})
+        crop = crop_square(boxes[:1], self.config.crop_scale, picture.shape[1::-1])
+        image = cut_square(picture, crop, self.size_px)
+        points = self._mesh(image)
+        if points is None:
+            raise Rejection("no_face", f"{path}: the face is lost in its own crop")
+        name = portrait_id(content)
+        out.write(f"{name}.{STILL}", encode_png(image))
+        out.write(f"{name}.{TRACK}", encode_track(points[None], np.zeros(1, np.int32)))
+        scores = {**score(points[None], crop[2], self.size_px), "brightness": face_luma(image, points), "other_faces": 0.0}
+        portrait = PortraitUnit(
+            id=name,
+            source=source,
+            clip="",
+            content=content,
+            size_px=self.size_px,
+            folder=out.folder,
+            image=f"{name}.{STILL}",
+            track=f"{name}.{TRACK}",
+            frame=0,
+            digests=dict(out.digests),
+            scores=scores,
+        )
+        return {"content": content, "width": picture.shape[1], "height": picture.shape[0]}, [portrait]
+
+
+def portrait_of_clip(clip: Clip) -> PortraitUnit:
+    """The clip's own still as a portrait: no new file is needed."""
+    files = {clip.file(name): clip.digests[clip.file(name)] for name in (STILL, TRACK)}
+    return PortraitUnit(
+        id=portrait_id_of_frame(clip.id, clip.still_frame),
+        source=clip.source,
+        clip=clip.id,
+        content=clip.content,
+        size_px=clip.size_px,
+        folder=clip.folder,
+        image=clip.file(STILL),
+        track=clip.file(TRACK),
+        frame=clip.still_frame,
+        digests=files,
+        scores=clip.still_scores,
+    )

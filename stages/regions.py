@@ -1,0 +1,85 @@
+"""Regions: find the mesh again on the driving frames, and outline eyes, nose and mouth where it really is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from schemas.regions import Regions, pad_outlines
+from schemas.sample import encode_controls
+from schemas.units import Driving
+from stages.faces import TRACK, read_track
+from stages.head import LEFT_EYE, LIPS_OUTER, NOSE, RIGHT_EYE, fit_pose
+from stages.media import decode
+from stages.mesh import FaceMesh
+from stages.outputs import Outputs
+from stages.quality import score
+from stages.reenact import DRIVING
+
+REGIONS_FILE, CONTROLS_FILE = "regions.npz", "controls.npz"
+
+_LOOPS = (LEFT_EYE, RIGHT_EYE, NOSE, LIPS_OUTER)  # in the order of schemas.regions.REGIONS
+_HIDDEN_YAW_DEG = 55.0  # beyond it the far eye is behind the nose
+
+
+def outline(points: np.ndarray) -> Regions:
+    """Outlines of eyes, nose and mouth from mesh points float32 (T, 478, 3) in px; NaN points make a frame's regions invalid.
+
+    The far eye of a head turned beyond 55 degrees cannot be seen and is invalid.
+    """
+    seen = np.isfinite(points).all((1, 2))
+    filled = np.where(seen[:, None, None], points, 0)
+    outlines = np.stack([pad_outlines([p[list(loop), :2] for loop in _LOOPS]) for p in filled])
+    yaw = np.zeros(len(points))
+    if seen.any():
+        yaw[seen] = fit_pose(points[seen]).euler_deg[:, 0]
+    valid = np.repeat(seen[:, None], len(_LOOPS), 1)
+    valid[:, 0] &= yaw < _HIDDEN_YAW_DEG  # the nose points to the picture's right, where the person's left eye is
+    valid[:, 1] &= yaw > -_HIDDEN_YAW_DEG
+    return Regions(outlines, valid)
+
+
+class RegionFinder:
+    """Driving frames -> mesh points and outlines."""
+
+    name, version = "regions", 1
+
+    def __init__(self) -> None:
+        self._mesh = FaceMesh()
+
+    def __call__(self, frames: Iterator[np.ndarray]) -> tuple[np.ndarray, Regions]:
+        """Points float32 (T, 478, 3) in px, NaN where no face was found, and the outlines."""
+        points, _ = self._mesh.track(frames)
+        return points, outline(points)
+
+
+class RegionsStage:
+    """Driving video -> region outlines, control arrays and pair scores, all from the frames as they were encoded."""
+
+    name, version = "regions", 1
+
+    def __init__(self) -> None:
+        self._find = RegionFinder()
+
+    def __call__(self, driving: Driving, out: Outputs) -> tuple[dict[str, Any], list[str]]:
+        """Writes regions.npz and controls.npz; returns the pair's scores."""
+        clip = driving.pair.clip
+        target, _ = read_track(out.root / clip.folder / clip.file(TRACK))
+        points, regions = self._find(frame.rgb for frame in decode(out.root / driving.folder / DRIVING))
+        out.write(REGIONS_FILE, regions.encode())
+        out.write(CONTROLS_FILE, encode_controls(target, points, pose_matrices(target), pose_matrices(points)))
+        return score(target, points), []
+
+
+def pose_matrices(points: np.ndarray) -> np.ndarray:
+    """Head pose matrices float64 (T, 4, 4) on column vectors, canonical face to px; NaN where the points are."""
+    matrices = np.full((len(points), 4, 4), np.nan)
+    seen = np.isfinite(points).all((1, 2))
+    if seen.any():
+        pose = fit_pose(points[seen])
+        matrices[seen] = np.eye(4)
+        matrices[seen, :3, :3] = pose.scale[:, None, None] * pose.rotation.swapaxes(1, 2)
+        matrices[seen, :3, 3] = pose.translation
+    return matrices
