@@ -1,0 +1,76 @@
+"""What is learned: SD3's rectified flow on a window of frames, with controls dropped at random so that guidance can tell them apart.
+
+The paper's preliminaries write the loss on the noise, but its base model is a rectified flow; the loss is on the velocity, unweighted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.controls import Controls, D, Kept, P, S, Text, U
+from model.portrait_dit import PortraitDiT
+
+# Shape suffixes: B batch, F frames, C latent channels, H W latent rows and columns.
+
+TIMESTEPS = 1000  # the model's timestep is this many times sigma
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    shift: float = 3.0  # of the noise levels towards noise, as SD3 has it
+    # "nested": only the four configurations that guidance uses (none, source, + driving, + history), with the chances below for the first
+    # three. "independent": each control is dropped by itself, with the chances below for source, driving and history.
+    dropout: Literal["nested", "independent"] = "nested"
+    dropout_chances: tuple[float, float, float] = (0.1, 0.1, 0.2)
+
+
+class Draw(NamedTuple):
+    """The chance in one sample's training step."""
+
+    sigma: float
+    kept: Kept
+    noise_FCHW: Tensor
+
+
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+    """SD3's resolution shift: more of the schedule at high noise. Maps [0, 1] onto itself."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def draw(config: ObjectiveConfig, shape_FCHW: torch.Size, generator: torch.Generator, *, history: bool) -> Draw:
+    """Noise level, controls and noise of one sample. `history` is False in the paper's first stage: previous frames are always dropped.
+
+    The level is logit-normal, then shifted: u = sigmoid(N(0, 1)), sigma = shift (1 - u) / (1 + (shift - 1) (1 - u)). SD3's
+    training code does the same on a list of 1000 levels; the list is left out.
+    """
+    u = torch.sigmoid(torch.randn((), generator=generator))
+    chances = torch.rand(3, generator=generator).tolist()
+    noise_FCHW = torch.randn(shape_FCHW, generator=generator)
+    kept = draw_kept(config, chances)
+    return Draw(shift_sigma(1 - u, config.shift).item(), kept if history else kept._replace(history=False), noise_FCHW)
+
+
+def draw_kept(config: ObjectiveConfig, uniform: list[float]) -> Kept:
+    """Which controls stay, from three numbers in [0, 1)."""
+    if config.dropout == "independent":
+        return Kept(*(x >= chance for x, chance in zip(uniform, config.dropout_chances, strict=True)))
+    none, source, driving = config.dropout_chances
+    for kept, bound in ((U, none), (S, none + source), (D, none + source + driving)):
+        if uniform[0] < bound:
+            return kept
+    return P
+
+
+def velocity_loss(model: PortraitDiT, target_BFCHW: Tensor, sigma_B: Tensor, noise_BFCHW: Tensor, text: Text, controls: Controls) -> Tensor:
+    """Mean squared error of the velocity for each of the batch, float (B,).
+
+    x_sigma = (1 - sigma) x + sigma e, and the velocity is e - x.
+    """
+    sigma = sigma_B[:, None, None, None, None]
+    noisy_BFCHW = (1 - sigma) * target_BFCHW + sigma * noise_BFCHW
+    velocity_BFCHW = model(noisy_BFCHW, TIMESTEPS * sigma_B, text, controls)
+    return (velocity_BFCHW.float() - (noise_BFCHW - target_BFCHW)).square().flatten(1).mean(1)
