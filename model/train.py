@@ -1,0 +1,152 @@
+"""`crosspair train`: the trainer under Ray Train, which starts the worker and starts it again from its checkpoint if it dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from model.checkpoint import Checkpoints, load_trainer
+from model.settings import TrainConfig
+from model.stream import ShardStream, find_pair_set
+from model.trainer import CHECKPOINTS_NAME, LOG_NAME, SHEET_NAME, Trainer, check_resumable, read_log
+from schemas.config import load_config
+
+Progress = Callable[[dict[str, float]], None]
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run. `losses` has one entry for each record of the log, from step 0 on, resumed or not."""
+
+    steps: int
+    losses: list[float]
+    checkpoint: Path
+    sheet: Path | None
+
+
+def main(config_path: Path, overrides: list[str], on_progress: Progress | None = None) -> TrainResult:
+    """For the command line. Raises ValueError for anything the user can mend."""
+    return train(load_config(TrainConfig, config_path, overrides), on_progress)
+
+
+def train(config: TrainConfig, on_progress: Progress | None = None) -> TrainResult:
+    """Trains to `config.steps`, from the newest checkpoint in `config.out` if there is one; a run that is complete stays as it is.
+
+    Args:
+        config: the run.
+        on_progress: called with each record of the log as it appears.
+
+    Raises:
+        ValueError: shards that do not fit the config, a checkpoint of another run, a damaged sample.
+        ray.train.v2.api.exceptions.TrainingFailedError: the worker died more than `max_failures` times.
+    """
+    done = check(config)
+    without_sheet = config.sheet.steps > 0 and not (config.out / SHEET_NAME).is_file()
+    if done < config.steps or without_sheet:
+        with _ray(config), _following(config.out / LOG_NAME, done, on_progress):
+            _fit(config)
+    checkpoint = Checkpoints(config.out / CHECKPOINTS_NAME, keep=config.keep_checkpoints).latest()
+    assert checkpoint is not None, "a finished run has a checkpoint"
+    records, sheet = read_log(config.out / LOG_NAME), config.out / SHEET_NAME
+    return TrainResult(int(records[-1]["step"]), [r["loss"] for r in records], checkpoint, sheet if sheet.is_file() else None)
+
+
+def check(config: TrainConfig) -> int:
+    """Steps done so far; finds out before any process is started what is wrong with shards, settings and checkpoint (ValueError)."""
+    stream = ShardStream(find_pair_set(config.shards), config.stream())
+    config.check_frame_px(stream.frame_px)
+    latest = Checkpoints(config.out / CHECKPOINTS_NAME, keep=config.keep_checkpoints).latest()
+    if latest is None:
+        return 0
+    state = load_trainer(latest, peek=True)
+    check_resumable(state, config, stream, latest)
+    return int(state["step"])
+
+
+def _work(loop_config: dict[str, TrainConfig]) -> None:
+    """Runs in the worker process."""
+    config = loop_config["config"]
+    torch.set_num_threads(config.cpus)
+    context = get_context()
+    Trainer(config, rank=context.get_world_rank(), world=context.get_world_size()).train()
+
+
+def _fit(config: TrainConfig) -> None:
+    """Ray's own records go to OUT/ray, a folder for each attempt; the truth about progress is in our checkpoints, not in them."""
+    storage = (config.out / "ray").resolve()
+    storage.mkdir(parents=True, exist_ok=True)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"config": config},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": config.cpus}),
+        run_config=RunConfig(
+            name=f"attempt-{len(list(storage.iterdir())):03d}",
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as e:
+        for failure in e.worker_failures.values():
+            if isinstance(failure, ValueError):
+                raise ValueError(str(failure)) from e
+        raise
+    except TrainingFailedError:
+        raise
+
+
+@contextmanager
+def _ray(config: TrainConfig) -> Iterator[None]:
+    """A cluster for the run, unless the caller has one."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(num_cpus=config.cpus + 1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _following(log: Path, step: int, on_progress: Progress | None) -> Iterator[None]:
+    """Hands records after `step` to `on_progress` while the body runs, and the last ones when it ends."""
+    if on_progress is None:
+        yield
+        return
+    seen, ended = step, threading.Event()
+
+    def hand_over() -> None:
+        nonlocal seen
+        for record in read_log(log):
+            if record["step"] > seen:
+                seen = int(record["step"])
+                on_progress(record)
+
+    def follow() -> None:
+        while not ended.wait(_POLL_S):
+            hand_over()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        hand_over()

@@ -1,0 +1,144 @@
+"""The loop: it learns, it resumes bit for bit, and it refuses to go on as another run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+from pairset import members_of, write_pair_set
+
+from model.checkpoint import Checkpoints, load_model, load_trainer
+from model.objective import ObjectiveConfig
+from model.settings import SheetConfig, TrainConfig
+from model.trainer import LOG_NAME, Trainer, read_log
+from schemas.config import load_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def losses(config: TrainConfig) -> list[float]:
+    return [r["loss"] for r in read_log(config.out / LOG_NAME)]
+
+
+def latest(config: TrainConfig) -> Path:
+    found = Checkpoints(config.out / "checkpoints", keep=1).latest()
+    assert found is not None
+    return found
+
+
+def run(config: TrainConfig) -> Trainer:
+    trainer = Trainer(config)
+    trainer.train()
+    return trainer
+
+
+def test_three_steps_and_three_more_are_six(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, history_from_step=4)
+    straight = run(config)
+    halves = replace(config, out=tmp_path / "halves")
+    run(replace(halves, steps=3))
+    torch.manual_seed(123)  # what else happens in the process must not matter
+    resumed = run(halves)
+    assert losses(config) == losses(halves) and len(losses(config)) == 6
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert resumed.position == 12
+    assert (latest(config) / "temporal.safetensors").read_bytes() == (latest(halves) / "temporal.safetensors").read_bytes()
+
+
+def test_a_kill_between_checkpoints_redoes_those_steps(config: TrainConfig, tmp_path: Path) -> None:
+    run(config)
+    killed = replace(config, out=tmp_path / "killed")
+    trainer = Trainer(killed)
+    calls = 0
+    step = trainer.train_step
+
+    def dies(windows: list) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return step(windows)
+
+    trainer.train_step = dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert len(losses(killed)) == 5 and latest(killed).name == "step-000003"
+    with (killed.out / LOG_NAME).open("a") as f:
+        f.write('{"step": 6, "lo')
+    partial = killed.out / "checkpoints" / ".partial-step-000006"
+    partial.mkdir()
+    run(killed)
+    assert losses(killed) == losses(config) and not partial.exists()
+
+
+def test_the_base_of_a_checkpoint_loads_in_diffusers(config: TrainConfig) -> None:
+    trainer = run(replace(config, steps=1))
+    base = SD3Transformer2DModel.from_pretrained(latest(config), subfolder="transformer")
+    for name, value in base.state_dict().items():
+        assert torch.equal(value, trainer.model.base.state_dict()[name])
+    assert load_model(latest(config)).config == config.portrait()
+    assert {"step", "position", "stream", "optimizer", "random", "config"} == set(load_trainer(latest(config)))
+
+
+def test_old_checkpoints_go(config: TrainConfig) -> None:
+    run(replace(config, steps=4, checkpoint_every=1, keep_checkpoints=2))
+    assert sorted(p.name for p in (config.out / "checkpoints").glob("step-*")) == ["step-000003", "step-000004"]
+
+
+def test_other_settings_or_shards_are_another_run(config: TrainConfig, tmp_path: Path) -> None:
+    run(replace(config, steps=1))
+    with pytest.raises(ValueError, match=r"lr \(was 0.001, is 0.1\)"):
+        Trainer(replace(config, lr=0.1))
+    other = write_pair_set(tmp_path / "set", {"k": members_of("k", 12, tmp_path)})
+    with pytest.raises(ValueError, match="other shards"):
+        Trainer(replace(config, shards=other))
+
+
+@pytest.mark.parametrize("frame_px", [40, 272])
+def test_sizes_that_the_model_cannot_take_are_refused(config: TrainConfig, frame_px: int) -> None:
+    with pytest.raises(ValueError, match="multiples of 16 up to 256"):
+        Trainer(replace(config, frame_px=frame_px))
+
+
+def test_the_loss_falls_on_one_sample_and_the_sheet_shows_it(config: TrainConfig, tmp_path: Path) -> None:
+    one = write_pair_set(tmp_path / "set", {"k": members_of("k", 6, tmp_path)})
+    trainer = run(
+        replace(
+            config,
+            shards=one,
+            steps=150,
+            batch_size=4,
+            lr=3e-3,
+            warmup=10,
+            checkpoint_every=1000,
+            objective=ObjectiveConfig(dropout_chances=(0.0, 0.0, 0.5)),
+            sheet=SheetConfig(steps=2, rows=2),
+        )
+    )
+    seen = losses(trainer.config)
+    assert sum(seen[-20:]) < 0.5 * sum(seen[:20])
+    sheet = trainer.config.out / "sheet.png"
+    assert sheet.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_log_says_what_a_step_took(config: TrainConfig) -> None:
+    run(replace(config, steps=5, log_every=2))
+    records = read_log(config.out / LOG_NAME)
+    assert [r["step"] for r in records] == [2, 3, 4, 5]  # every second step, and at each checkpoint
+    assert set(records[0]) == {"step", "loss", "grad_norm", "lr", "data_wait", "samples_per_s"}
+    assert all(0 <= r["data_wait"] <= 1 and r["samples_per_s"] > 0 and r["grad_norm"] > 0 for r in records)
+
+
+def test_history_can_be_left_out_altogether(config: TrainConfig) -> None:
+    run(replace(config, history=0, steps=2, sheet=SheetConfig(steps=1, rows=1)))
+    assert json.loads((latest(config) / "portrait.json").read_text())["history"] == 0
+
+
+def test_the_shipped_config_is_valid() -> None:
+    config = load_config(TrainConfig, ROOT / "configs" / "train" / "tiny.yaml", ["steps=7", "sheet.steps=0"])
+    assert config.steps == 7 and config.sheet.steps == 0 and config.portrait().frames == 8
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        load_config(TrainConfig, ROOT / "configs" / "train" / "tiny.yaml", ["batch_size=0"])
