@@ -16,7 +16,7 @@ from schemas.motion import Motion
 from schemas.outcomes import Rejection
 from stages import head
 from stages.mesh import IRIS_LEFT, IRIS_RIGHT, POINTS, FaceMesh
-from stages.meshwarp_layers import take_eyeball, take_mouth, without_teeth
+from stages.meshwarp_layers import cover_holes, take_eyeball, take_mouth
 from stages.meshwarp_plan import Face, Script, act, read_face, smooth, write_script
 from stages.meshwarp_render import Appearance, render_frame
 from stages.reenact import ClipView, Portrait
@@ -47,7 +47,7 @@ class Correction:
     """What B must be told so that it is seen to do what A does.
 
     Attributes:
-        turn_deg: (4, 3) rotation vector in degrees as a linear function of (1, A's yaw, pitch, roll in degrees).
+        turn_deg: (6, 3) rotation vector in degrees, linear in `_features` of A.
         size: factor of the head's size.
         shift_px: (2,).
     """
@@ -78,6 +78,7 @@ class MeshWarp:
 
     def __init__(self, config: MeshWarpConfig | None = None) -> None:
         self.config = config or MeshWarpConfig()
+        # tracking, as the target was looked at: a still's face looks up to 3 % smaller to the mesh
         self._mesh = FaceMesh() if self.config.calibration_rounds else None
 
     def appearance(self, portrait: Portrait) -> Identity:
@@ -93,7 +94,7 @@ class MeshWarp:
         )
         shape = pose.invert(points[None])[0]
         mouth = take_mouth(image, points, face.mouth)
-        return Identity(face, Appearance(without_teeth(image, points, face.mouth), points, pose, shape, eyes, mouth))
+        return Identity(face, Appearance(cover_holes(image, points, face.mouth), points, pose, shape, eyes, mouth))
 
     def motion(self, clip: ClipView) -> Motion:
         return motion_from_points(clip.points, clip.fps, clip.size_px, self.config)
@@ -102,7 +103,7 @@ class MeshWarp:
         if motion.engine != self.name:
             raise ValueError(f"a motion of {motion.engine!r} is none of {self.name!r}")
         script = Script(**motion.arrays)
-        correction = Correction(np.zeros((4, 3)), 1.0, np.zeros(2))
+        correction = Correction(np.zeros((6, 3)), 1.0, np.zeros(2))
         for _ in range(self.config.calibration_rounds):
             correction = self._calibrate(appearance, script, motion.size_px, correction)
         yield from self._perform(appearance, script, motion.size_px, correction, np.arange(len(script)))
@@ -123,7 +124,7 @@ class MeshWarp:
         """B's shapes (T, 478, 3) in the head's frame, and A's pose with B's size."""
         shapes = act(b.face, script, expression_gain=self.config.expression_gain)
         rotation = script.rotation.astype(np.float64)
-        rotation = rotation @ _turns(_features(rotation) @ correction.turn_deg)
+        rotation = rotation @ _turns(_features(script) @ correction.turn_deg)
         return shapes, head.Pose(size * script.scale.astype(np.float64), rotation, script.translation.astype(np.float64))
 
     def _place(self, b: Identity, script: Script, correction: Correction) -> tuple[float, np.ndarray]:
@@ -151,8 +152,8 @@ class MeshWarp:
         wanted = script.part(at[found])
         rotation = wanted.rotation.astype(np.float64)
         missed = _turn_vectors(head.fit_pose(points).rotation.swapaxes(1, 2) @ rotation)
-        x = _features(rotation)
-        ridge = np.diag([1e-3, 50.0, 50.0, 50.0])  # a constant is believed at once, a slope only when the head turns enough to show it
+        x = _features(wanted)
+        ridge = np.diag([1e-3, *(30.0,) * 5])  # a constant is believed at once, a slope only when the head turns enough to show it
         turn = np.linalg.solve(x.T @ x + ridge, x.T @ missed)
         boxes, target = head.face_boxes(points), wanted.boxes.astype(np.float64)
         off = head.head_square(target) - head.head_square(boxes)
@@ -164,8 +165,11 @@ class MeshWarp:
         )
 
 
-def _features(rotation: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.ones((len(rotation), 1)), head.euler_deg(rotation)], 1)
+def _features(script: Script) -> np.ndarray:
+    """What the missed turn may depend on, (T, 6): a constant, yaw, pitch and roll in degrees, mouth's opening and width in percent."""
+    ones = np.ones((len(script), 1))
+    mouth = 100 * np.stack([script.mouth - 0.1, script.smile - 0.35], 1)
+    return np.concatenate([ones, head.euler_deg(script.rotation), mouth], 1).astype(np.float64)
 
 
 def _turns(vectors_deg: np.ndarray) -> np.ndarray:

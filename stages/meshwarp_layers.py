@@ -59,8 +59,8 @@ def take_eyeball(image: np.ndarray, points: np.ndarray, outline: tuple[int, ...]
     iris = points[centre, :2] - [x0, y0]
     radius = float(np.linalg.norm(points[centre + 1 : centre + 5, :2] - points[centre, :2], axis=1).mean())
     seen = polygon_mask(lids - [x0, y0], patch.shape[:2])
-    edge = max(1, round(0.03 * width))
-    seen = cv2.erode(seen, np.ones((2 * edge + 1, 1), np.uint8))  # lashes and the lid's rim are no eyeball
+    edge_x, edge_y = (2 * max(1, round(share * width)) + 1 for share in (0.03, 0.045))
+    seen = cv2.erode(seen, np.ones((edge_y, edge_x), np.uint8))  # lashes and the lid's rim are no eyeball
     patch, seen = _mirror_iris(patch, seen, iris, radius)
     filled = cv2.inpaint(patch, (seen < 128).astype(np.uint8), max(2, 0.1 * width), cv2.INPAINT_TELEA)
     return Eyeball(filled, iris, centre, outline)
@@ -70,11 +70,12 @@ def _mirror_iris(patch: np.ndarray, seen: np.ndarray, iris: np.ndarray, radius: 
     """An iris is round: what a lid hides of it is what lies opposite."""
     y, x = np.mgrid[: patch.shape[0], : patch.shape[1]].astype(np.float32)
     near = np.hypot(x - iris[0], y - iris[1]) < 1.08 * radius
+    trusted = cv2.erode(seen, np.ones((3, 3), np.uint8))
     patch, seen = patch.copy(), seen.copy()
     turned_x, turned_y = (2 * iris[0] - x).astype(np.float32), (2 * iris[1] - y).astype(np.float32)
     for map_x, map_y in ((x, turned_y), (turned_x, turned_y)):
         other = cv2.remap(patch, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        other_seen = cv2.remap(seen, map_x, map_y, cv2.INTER_NEAREST)
+        other_seen = cv2.remap(trusted, map_x, map_y, cv2.INTER_NEAREST)
         use = near & (seen < 128) & (other_seen >= 128)
         patch[use], seen[use] = other[use], 255
     return patch, seen
@@ -89,7 +90,7 @@ def take_mouth(image: np.ndarray, points: np.ndarray, gap: float) -> MouthPaint:
     skin = np.median(np.concatenate(cheeks), 0).astype(np.float32)
     eyes = polygon_mask(points[list(head.RIGHT_EYE), :2], image.shape[:2]) | polygon_mask(points[list(head.LEFT_EYE), :2], image.shape[:2])
     white = float(np.percentile(image[eyes > 127].mean(1), 85)) if (eyes > 127).any() else float(skin.mean())
-    white = np.clip(white, 0.7 * skin.mean(), 230)
+    white = np.clip(1.2 * white, 0.85 * skin.mean(), 245)
     lips = points[list(INNER_UPPER + INNER_LOWER), :2]
     x0, y0 = np.maximum(np.floor(lips.min(0)) - 8, 0).astype(int)
     x1, y1 = np.ceil(lips.max(0)).astype(int) + 9
@@ -97,7 +98,7 @@ def take_mouth(image: np.ndarray, points: np.ndarray, gap: float) -> MouthPaint:
     alpha = cv2.erode(polygon_mask(outline, (y1 - y0, x1 - x0)), np.ones((3, 3), np.uint8)).astype(np.float32) / 255
     return MouthPaint(
         cavity=skin * np.array([0.22, 0.12, 0.12], np.float32),
-        teeth=np.array([1.0, 0.96, 0.88], np.float32) * white * 0.95,
+        teeth=np.array([1.0, 0.925, 0.87], np.float32) * white,
         tongue=0.55 * skin * np.array([1.1, 0.62, 0.62], np.float32),
         own=image[y0:y1, x0:x1] if gap >= _OWN_MOUTH_MIN_GAP else None,
         own_alpha=cv2.GaussianBlur(alpha, (0, 0), 1.2),
@@ -105,21 +106,27 @@ def take_mouth(image: np.ndarray, points: np.ndarray, gap: float) -> MouthPaint:
     )
 
 
-def without_teeth(image: np.ndarray, points: np.ndarray, gap: float) -> np.ndarray:
-    """The portrait with lips continued over an open mouth, darker: what is left to see when that mouth closes is a line, not teeth."""
-    if gap < _OWN_MOUTH_MIN_GAP:
-        return image
-    outline = points[list(INNER_UPPER + INNER_LOWER[::-1]), :2]
+def cover_holes(image: np.ndarray, points: np.ndarray, gap: float) -> np.ndarray:
+    """The portrait under the layers: what is left to see when a lid or an open mouth closes is a soft dark line, not an eye or teeth."""
+    image = image.copy()
+    for outline in (head.RIGHT_EYE, head.LEFT_EYE):
+        _cover(image, points[list(outline), :2], 0.55)
+    if gap >= _OWN_MOUTH_MIN_GAP:
+        _cover(image, points[list(INNER_UPPER + INNER_LOWER[::-1]), :2], 0.8)
+    return image
+
+
+def _cover(image: np.ndarray, outline: np.ndarray, darkness: float) -> None:
+    """Continues what surrounds an outline across it, times `darkness` inside; writes into the image."""
     box = _window(outline, len(image), 12)
     assert box is not None
     x0, y0, x1, y1 = box
     patch = image[y0:y1, x0:x1]
-    inside = cv2.dilate(polygon_mask(outline - [x0, y0], patch.shape), np.ones((5, 3), np.uint8))
-    lips = cv2.inpaint(patch, (inside > 0).astype(np.uint8), 5, cv2.INPAINT_TELEA)
-    core = cv2.GaussianBlur(inside, (0, 0), 2)[..., None] / 255 * (inside > 0)[..., None]
-    image = image.copy()
-    image[y0:y1, x0:x1] = lips * (1 - 0.45 * core)
-    return image
+    rim = 2 * max(1, round(0.03 * float(np.ptp(outline[:, 0])))) + 1  # the mesh is not exact: no white of the eye may stay behind
+    core = polygon_mask(outline - [x0, y0], patch.shape)
+    inside = cv2.dilate(core, np.ones((rim, rim), np.uint8))
+    filled = cv2.inpaint(patch, (inside > 0).astype(np.uint8), 5, cv2.INPAINT_TELEA)
+    image[y0:y1, x0:x1] = filled * (1 - (1 - darkness) * cv2.GaussianBlur(core, (0, 0), 1.0)[..., None] / 255.0)
 
 
 def polygon_mask(outline: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -204,8 +211,8 @@ def _paint_inside(
     tongue = _step(0.17 - 1.2 * u**2 - above, 0.06) * _step(below - 0.12, 0.08)
     inside += tongue[..., None] * (paint.tongue - inside)
     if paint.own is None:
-        teeth = _step(0.115 - 0.45 * u**2 - below, 0.02) * _step(0.34 - np.abs(u), 0.1)
-        shade = (0.72 + 0.28 * np.clip(below / 0.06, 0, 1)) * (1 - 1.6 * u**2) * (1 - 0.07 * np.cos(2 * np.pi * u / 0.115) ** 8)
+        teeth = _step(0.15 - 0.5 * u**2 - below, 0.025) * _step(0.34 - np.abs(u), 0.1)
+        shade = (0.8 + 0.2 * np.clip(below / 0.06, 0, 1)) * (1 - 2.2 * u**2) * (1 - 0.045 * np.cos(2 * np.pi * u / 0.14) ** 8)
         inside += teeth[..., None] * (paint.teeth * shade[..., None].astype(np.float32) - inside)
     return inside
 

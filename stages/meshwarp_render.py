@@ -158,11 +158,11 @@ def _refine(where: np.ndarray, source: np.ndarray, target: np.ndarray, face: np.
     if x1 <= x0 or y1 <= y0:
         return
     exact, inside = _paint(source, target, face, (x0, y0, x1, y1))
+    exact = cv2.blur(exact, (3, 3), borderType=cv2.BORDER_REPLICATE)  # changes nothing but folds, which it keeps from flickering
     width = max(3, round(0.02 * (x1 - x0))) * 2 + 1
     # at the frame's edge the face goes on: only its own edge fades
     core = cv2.erode(inside, np.ones((width, width), np.uint8), borderType=cv2.BORDER_REPLICATE)
-    share = cv2.blur(core.astype(np.float32), (width, width), borderType=cv2.BORDER_REPLICATE)[..., None]
-    share *= inside[..., None]
+    share = cv2.blur(core.astype(np.float32), (width - 2, width - 2), borderType=cv2.BORDER_REPLICATE)[..., None]
     there = where[y0:y1, x0:x1]
     there += share * (exact - there)
 
@@ -171,15 +171,25 @@ def _paint(source: np.ndarray, target: np.ndarray, triangles: np.ndarray, box: t
     """Paints triangles in order. Portrait px float32 (h, w, 2) and where something was painted uint8 (h, w), over a box of the target."""
     x0, y0, x1, y1 = box
     corners = target[triangles] - [x0, y0]
-    drawn = np.abs(_doubled_area(corners)) > 1e-3
-    corners, triangles = corners[drawn], triangles[drawn]
     ids = np.zeros((y1 - y0, x1 - x0), np.int32)
     fixed = np.round(np.clip(corners, -4096, 4096) * 16).astype(np.int32)
     for i, polygon in enumerate(fixed, 1):
         cv2.fillConvexPoly(ids, polygon, i, cv2.LINE_8, 4)
     maps = np.zeros((len(triangles) + 1, 6), np.float32)
-    maps[1:] = np.linalg.solve(np.concatenate([corners, np.ones_like(corners[..., :1])], -1), source[triangles]).reshape(-1, 6)
+    maps[1:] = _affine_maps(corners, source[triangles]).reshape(-1, 6)
     m = maps[ids]
     x, y = np.arange(x1 - x0, dtype=np.float32), np.arange(y1 - y0, dtype=np.float32)[:, None]
     painted = m[..., 0:2] * x[None, :, None] + m[..., 2:4] * y[..., None] + m[..., 4:6]
     return painted, (ids > 0).astype(np.uint8)
+
+
+def _affine_maps(corners: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Maps (N, 3, 2), [x y 1] @ map = source, of triangles (N, 3, 2).
+
+    A sliver's map would be far off already half a pixel outside it, where it is still painted: a little ridge keeps it tame.
+    """
+    middle, goal = corners.mean(1, keepdims=True), source.mean(1, keepdims=True)
+    d = corners - middle
+    spread = d.swapaxes(1, 2) @ d + 0.1 * np.eye(2)
+    slope = np.linalg.inv(spread) @ d.swapaxes(1, 2) @ (source - goal)
+    return np.concatenate([slope, goal - middle @ slope], 1)
