@@ -271,7 +271,7 @@ def _head_layer(points: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Opacity of Collins's hair and face, without neck and clothes, float32 in 0..1."""
     u, v = _grid()
     oval = _head_units(points)[list(FACE_OVAL)]
-    face = _polygon(oval * [1.01, 1.0], 3)
+    face = _polygon(oval * [0.965, 0.985], 2.5)
     hair_and_ears = _matte("collins") * _ramp(v, 0.2, 0.14)  # lower down the space suit's ring begins
     if recipe.trim is not None:
         half_width, above = recipe.trim
@@ -297,7 +297,9 @@ def _hair_of_collins() -> np.ndarray:
         d = flat - mean
         scores.append(np.einsum("ni,ij,nj->n", d, inverse, d).reshape(lab.shape[:2]))
     hair = _ramp(_soft(np.sqrt(scores[1]) - np.sqrt(scores[0]), 2.0), -0.8, 0.8)
-    core = np.maximum(_polygon(_head_units(points)[list(FACE_OVAL)] * [0.78, 0.9] + [0, 0.12], 10), _ramp(v, 0.1, 0.25) * (np.abs(u) < 0.4))
+    core = np.maximum(
+        _polygon(_head_units(points)[list(FACE_OVAL)] * [0.86, 0.93] + [0, 0.095], 10), _ramp(v, 0.1, 0.25) * (np.abs(u) < 0.4)
+    )
     return np.maximum(hair, _ramp(v, -0.48, -0.56)) * (1 - core)
 
 
