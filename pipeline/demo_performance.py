@@ -61,7 +61,7 @@ class Performance:
         middle, width, loud = (np.array([getattr(s, f) for s in self.syllables]) for f in ("middle_s", "width_s", "loudness"))
         vowel = [_VOWELS[s.vowel] for s in self.syllables]
         jaw_of, round_of, formants_of = (np.array([v[i] for v in vowel], float) for i in range(3))
-        near = np.exp(-0.5 * ((t[:, None] - middle) / (0.30 * width)) ** 2)
+        near = np.exp(-0.5 * ((t[:, None] - middle) / (0.25 * width)) ** 2)
         wide = np.exp(-0.5 * ((t[:, None] - middle) / (0.8 * width)) ** 2) + 1e-9  # neighbours colour each other
         share = wide / wide.sum(-1, keepdims=True)
         loudness = np.clip((near * loud * (0.55 + 0.45 * jaw_of)).sum(-1), 0, 1)
