@@ -47,14 +47,15 @@ class Clip:
 
 
 def plan_clips(fps: int = 25, size: tuple[int, int] = (640, 480)) -> tuple[Clip, ...]:
-    """Seven clips: six people, one of them with a cut, and nobody. `size` and `fps` are those of a plain clip; some clips differ."""
+    """Seven clips: six people, one of them with a cut, and nobody. `size` and `fps` are those of a plain clip; the others differ."""
+    k = min(size) / 480
     return (
         Clip("collins", (854, 480), fps, (Shot("collins", 215, 10),)),
-        Clip("hopper", size, 30, (Shot("hopper", 260, 15),)),
+        Clip("hopper", (640, 480), 30, (Shot("hopper", 260, 15),)),  # close: the photograph is narrow
         Clip("tomas", (720, 720), fps, (Shot("tomas", 270),)),
-        Clip("amara", size, 24, (Shot("amara", 215, 5),)),
+        Clip("amara", size, 24, (Shot("amara", round(215 * k), 5),)),
         Clip("ines", (480, 640), fps, (Shot("ines", 235),)),
-        Clip("edda", size, fps, (Shot("edda", 185, 20), Shot("edda", 265, 15))),
+        Clip("edda", size, fps, (Shot("edda", round(185 * k), 20), Shot("edda", round(265 * k), 15))),
         Clip("nobody", size, fps),
     )
 
@@ -75,7 +76,7 @@ def make_demo_clips(
         out: folder; gets clips/*.mp4, clips.csv, portraits/*.png and portraits.csv. The manifests' URIs are relative to it.
         seconds: length of each shot.
         fps: frames per second of most clips.
-        size: width and height in px of most clips, both even and at least 480.
+        size: width and height in px of the plain clips, both even, at least 480, the longer side at most 1.6 times the shorter.
         seed: another seed, another performance.
         only: names of clips; all when empty.
         progress: called as progress(name, clips done, clips in all) after each clip.
@@ -83,8 +84,11 @@ def make_demo_clips(
     Returns:
         The clips' manifest, clips.csv.
     """
-    if min(size) < 480 or size[0] % 2 or size[1] % 2:
-        raise ValueError(f"demo clips need an even width and height of at least 480 px, not {size}")
+    if min(size) < 480 or max(size) > 1.6 * min(size) or size[0] % 2 or size[1] % 2:
+        raise ValueError(f"demo clips need an even width and height of at least 480 px, neither over 1.6 times the other, not {size}")
+    unknown = set(only) - {c.name for c in plan_clips()}
+    if unknown:
+        raise ValueError(f"no such demo clip: {', '.join(sorted(unknown))}")
     clips = [c for c in plan_clips(fps, size) if not only or c.name in only]
     (out / "clips").mkdir(parents=True, exist_ok=True)
     (out / "portraits").mkdir(exist_ok=True)
