@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,7 @@ from stages.meshwarp import MeshWarp
 from stages.reenact import ClipView, Portrait
 
 SIZE_PX = 512
+NOMINAL_FPS = 25.0  # meshwarp counts in frames
 CROP_SCALE = 2.2
 MAX_YAW_DIFFERENCE_DEG = 15.0
 STANDARD = (
@@ -77,19 +79,17 @@ def find(folder: Path, part: str) -> Path:
     return matches[0]
 
 
-def load_clip(path: Path, max_frames: int) -> tuple[list[np.ndarray], np.ndarray, float, float]:
-    """Cropped frames, their points (T, 478, 3), frames per second, and ms of landmarks a frame. The leading run with a face."""
+def load_clip(path: Path, max_frames: int) -> tuple[list[np.ndarray], np.ndarray, float]:
+    """Cropped frames, their points (T, 478, 3), and ms of landmarks a frame; up to the first frame without a face."""
     frames = [f.rgb for f in islice(decode(path), max_frames)]
-    wide = max(frames[0].shape[:2])
-    small = [cv2.resize(f, None, fx=min(1, 640 / wide), fy=min(1, 640 / wide), interpolation=cv2.INTER_AREA) for f in frames[::5]]
-    points, found = FaceMesh(static=True).track(small)
-    boxes = head.face_boxes(points[found]) / min(1, 640 / wide)
+    points, found = FaceMesh(static=True).track(frames[::5])
+    boxes = head.face_boxes(points[found])
     cropped = [crop(f, boxes) for f in frames]
     start = time.process_time()
     points, found = FaceMesh().track(cropped)
     landmarks_ms = 1000 * (time.process_time() - start) / len(cropped)
     length = len(found) if found.all() else int(found.argmin())
-    return cropped[:length], points[:length], 25.0, landmarks_ms
+    return cropped[:length], points[:length], landmarks_ms
 
 
 def load_portrait(path: Path) -> Portrait:
@@ -146,7 +146,7 @@ def sheet(frames: list[np.ndarray], driving: list[np.ndarray], columns: int = 8)
     return np.concatenate([np.concatenate([clip[i] for i in at], 1) for clip in (frames, driving)])
 
 
-def no_frames() -> None:
+def no_frames() -> Iterator[np.ndarray]:
     raise AssertionError("meshwarp asked for A's frames")
 
 
@@ -161,17 +161,17 @@ def main() -> None:
     real = Path(os.environ["CROSSPAIR_SHARED"]) / "realdata"
     cv2.setNumThreads(1)
     engine, rows = MeshWarp(), []
-    clips: dict[str, tuple[list[np.ndarray], np.ndarray, float, float]] = {}
+    clips: dict[str, tuple[list[np.ndarray], np.ndarray, float]] = {}
     print(f"{'performer:portrait':42s} {'dyaw':>5s} {'pose':>5s} {'p95':>5s} {'mouth':>5s} {'eye':>5s} {'gaze':>5s} ", end="")
     print(f"{'centre':>6s} {'size':>6s} {'found':>5s} {'ms':>5s}")
     for name in args.names:
         performer, face = name.split(":")
         if performer not in clips:
             clips = {performer: load_clip(find(real / "clips", performer), args.frames)}  # only one in memory
-        frames, points, fps, landmarks_ms = clips[performer]
+        frames, points, landmarks_ms = clips[performer]
         portrait = load_portrait(find(real / "images", face))
         start = time.process_time()
-        motion = engine.motion(ClipView(no_frames, points, fps, SIZE_PX))  # type: ignore[arg-type]
+        motion = engine.motion(ClipView(no_frames, points, NOMINAL_FPS, SIZE_PX))
         driving = list(engine.render(engine.appearance(portrait), motion))
         ms = landmarks_ms + 1000 * (time.process_time() - start) / len(driving)
         seen, found = FaceMesh().track(driving)

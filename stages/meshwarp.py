@@ -22,6 +22,8 @@ from stages.meshwarp_render import Appearance, render_frame
 from stages.reenact import ClipView, Portrait
 
 _CHUNK_FRAMES = 64
+_FEATURES = (*head.RIGHT_EYE, *head.LEFT_EYE, *head.LIPS_OUTER)
+_MAX_SHRINK = 1.5  # a portrait that shows the face larger than this is made smaller first: the warp samples, it does not average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class MeshWarpConfig:
 class Identity:
     """B, ready to perform."""
 
+    portrait: Portrait
     face: Face
     looks: Appearance
 
@@ -84,17 +87,17 @@ class MeshWarp:
     def appearance(self, portrait: Portrait) -> Identity:
         """Raises Rejection: no_face when the points are none of a face inside the picture."""
         points, image = portrait.points.astype(np.float64), portrait.image
-        inside = np.isfinite(points).all() and (points[:, :2] > 0).all() and (points[:, :2] < len(image) - 1).all()
-        if not inside:
+        inside = np.all((points[:, :2] >= 0) & (points[:, :2] <= len(image) - 1), axis=1)
+        if not inside[list(_FEATURES)].all() or inside.mean() < 0.95:
             raise Rejection("no_face", "portrait: the face mesh is not inside the picture")
         face, pose = read_face(points)
         eyes = (
             take_eyeball(image, points, head.RIGHT_EYE, IRIS_RIGHT),
             take_eyeball(image, points, head.LEFT_EYE, IRIS_LEFT),
         )
-        shape = pose.invert(points[None])[0]
         mouth = take_mouth(image, points, face.mouth)
-        return Identity(face, Appearance(cover_holes(image, points, face.mouth), points, pose, shape, eyes, mouth))
+        looks = Appearance(cover_holes(image, points, face.mouth), points, pose, pose.invert(points[None])[0], eyes, mouth)
+        return Identity(portrait, face, looks)
 
     def motion(self, clip: ClipView) -> Motion:
         return motion_from_points(clip.points, clip.fps, clip.size_px, self.config)
@@ -103,10 +106,19 @@ class MeshWarp:
         if motion.engine != self.name:
             raise ValueError(f"a motion of {motion.engine!r} is none of {self.name!r}")
         script = Script(**motion.arrays)
+        appearance = self._not_too_large(appearance, script)
         correction = Correction(np.zeros((6, 3)), 1.0, np.zeros(2))
         for _ in range(self.config.calibration_rounds):
             correction = self._calibrate(appearance, script, motion.size_px, correction)
         yield from self._perform(appearance, script, motion.size_px, correction, np.arange(len(script)))
+
+    def _not_too_large(self, b: Identity, script: Script) -> Identity:
+        shrink = float(b.looks.pose.scale[0] / np.median(script.scale))
+        if shrink <= _MAX_SHRINK:
+            return b
+        side = max(64, round(len(b.portrait.image) / shrink))
+        image = cv2.resize(b.portrait.image, (side, side), interpolation=cv2.INTER_AREA)
+        return self.appearance(Portrait(image, b.portrait.points * (side / len(b.portrait.image))))
 
     def _perform(self, b: Identity, script: Script, size_px: int, correction: Correction, at: np.ndarray) -> Iterator[np.ndarray]:
         """Frames `at` of the script."""

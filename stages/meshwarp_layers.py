@@ -90,7 +90,8 @@ def take_mouth(image: np.ndarray, points: np.ndarray, gap: float) -> MouthPaint:
     skin = np.median(np.concatenate(cheeks), 0).astype(np.float32)
     eyes = polygon_mask(points[list(head.RIGHT_EYE), :2], image.shape[:2]) | polygon_mask(points[list(head.LEFT_EYE), :2], image.shape[:2])
     white = float(np.percentile(image[eyes > 127].mean(1), 85)) if (eyes > 127).any() else float(skin.mean())
-    white = np.clip(1.2 * white, 0.85 * skin.mean(), 245)
+    white = np.clip(1.2 * white, 1.1 * skin.mean(), 245)  # glasses and shadow darken eyes, not teeth
+    tint = 0.7 * np.array([1.0, 0.93, 0.88], np.float32) + 0.3 * skin / skin.max()  # lit by what lights the skin
     lips = points[list(INNER_UPPER + INNER_LOWER), :2]
     x0, y0 = np.maximum(np.floor(lips.min(0)) - 8, 0).astype(int)
     x1, y1 = np.ceil(lips.max(0)).astype(int) + 9
@@ -98,7 +99,7 @@ def take_mouth(image: np.ndarray, points: np.ndarray, gap: float) -> MouthPaint:
     alpha = cv2.erode(polygon_mask(outline, (y1 - y0, x1 - x0)), np.ones((3, 3), np.uint8)).astype(np.float32) / 255
     return MouthPaint(
         cavity=skin * np.array([0.22, 0.12, 0.12], np.float32),
-        teeth=np.array([1.0, 0.925, 0.87], np.float32) * white,
+        teeth=tint * np.float32(white),
         tongue=0.55 * skin * np.array([1.1, 0.62, 0.62], np.float32),
         own=image[y0:y1, x0:x1] if gap >= _OWN_MOUTH_MIN_GAP else None,
         own_alpha=cv2.GaussianBlur(alpha, (0, 0), 1.2),
@@ -213,6 +214,7 @@ def _paint_inside(
     if paint.own is None:
         teeth = _step(0.15 - 0.5 * u**2 - below, 0.025) * _step(0.34 - np.abs(u), 0.1)
         shade = (0.8 + 0.2 * np.clip(below / 0.06, 0, 1)) * (1 - 2.2 * u**2) * (1 - 0.045 * np.cos(2 * np.pi * u / 0.14) ** 8)
+        teeth *= np.float32(np.clip(float((above + below).max()) / 0.15, 0.35, 1))  # barely parted lips keep them in the dark
         inside += teeth[..., None] * (paint.teeth * shade[..., None].astype(np.float32) - inside)
     return inside
 

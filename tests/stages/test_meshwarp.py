@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -192,9 +193,14 @@ def test_same_bytes_again_and_after_storing(astronaut: Portrait) -> None:
 
 
 def test_frames_come_one_at_a_time(astronaut: Portrait, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
+    drawn: list[int] = []
     real = meshwarp.render_frame
-    monkeypatch.setattr(meshwarp, "render_frame", lambda *args: drawn.append(1) or real(*args))
+
+    def counting(*args: Any) -> np.ndarray:
+        drawn.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(meshwarp, "render_frame", counting)
     engine = MeshWarp(OPEN_LOOP)
     frames = engine.render(engine.appearance(astronaut), motion_from_points(np.repeat(turned(astronaut, SWING), 20, 0), 25.0, SIZE_PX))
     assert not drawn
@@ -220,6 +226,12 @@ def set_mouth_closed(points: np.ndarray) -> np.ndarray:
 
 def test_a_single_frame_is_a_clip(astronaut: Portrait) -> None:
     assert perform(astronaut, astronaut.points[None]).shape == (1, SIZE_PX, SIZE_PX, 3)
+
+
+def test_large_portrait_looks_as_a_small_one(astronaut: Portrait) -> None:
+    large = Portrait(cv2.resize(astronaut.image, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC), astronaut.points * 3)
+    told = turned(astronaut, SWING[:3])
+    assert np.abs(perform(large, told, OPEN_LOOP).astype(int) - perform(astronaut, told, OPEN_LOOP)).mean() < 2
 
 
 def test_refuses_what_it_cannot_use(astronaut: Portrait) -> None:
