@@ -36,7 +36,11 @@ def parse_config(cls: type[T], data: Any, overrides: Sequence[str] = (), *, wher
         key, sign, value = override.partition("=")
         if not sign or not key:
             raise ValueError(f"--set {override}: must look like a.b=value")
-        _set(data, key.split("."), yaml.safe_load(value), override)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as e:
+            raise ValueError(f"--set {override}: not a YAML value: {e}") from e
+        _set(data, key.split("."), parsed, override)
     _check_keys(cls, data, where)
     try:
         return TypeAdapter(cls).validate_python(data)

@@ -1,7 +1,8 @@
 """Region masks: outlines of eyes, nose and mouth per frame, and the one function that turns them into pixels.
 
 Pixel convention: the point (x, y) = (0, 0) is the centre of the top-left pixel, so a frame of side S spans -0.5 .. S - 0.5.
-A pixel belongs to a region when its centre lies inside the outline or on it, or within `dilate_px` of such a pixel.
+A pixel belongs to a region when its centre lies inside the outline or the outline itself, a line one pixel thin, runs through it
+(so a shut eye is a line and not nothing; half pixels round to the right and down), or within `dilate_px` of such a pixel.
 """
 
 from __future__ import annotations
