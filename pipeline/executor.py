@@ -41,6 +41,8 @@ def cluster(config: RayConfig) -> Iterator[Callable[[], None]]:
         if config.address:
             ray.init(address=config.address, **quiet)
         else:
+            # Ray's native side warns of every actor pool; a user's own cluster keeps its own settings.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             cpus = config.workers or os.cpu_count() or 1
             ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=256 << 20, **quiet)
         started = True

@@ -3,28 +3,65 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-
-os.environ.setdefault("GLOG_minloglevel", "2")  # before the import: MediaPipe logs its delegates on every start
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import mediapipe as mp
 import numpy as np
 
+warnings.filterwarnings("ignore", message="SymbolDatabase.GetPrototype", category=UserWarning)  # MediaPipe's, at each start
+
 POINTS = 478  # 468 of the mesh, then 5 of each iris: 468-472 the person's right eye, 473-477 the left
 IRIS_RIGHT, IRIS_LEFT = 468, 473  # their centres
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """MediaPipe's native code prints several lines for each network that it starts, and has no setting against it."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+class _Network:
+    """A MediaPipe solution that starts silently. It starts with the first picture after it was made or reset."""
+
+    def __init__(self, make: Any, **settings: Any) -> None:
+        with _silent():
+            self._solution = make(**settings)
+        self._started = False
+
+    def reset(self) -> None:
+        with _silent():
+            self._solution.reset()
+        self._started = False
+
+    def process(self, rgb: np.ndarray) -> Any:
+        picture = np.ascontiguousarray(rgb)
+        if self._started:
+            return self._solution.process(picture)
+        with _silent():
+            self._started = True
+            return self._solution.process(picture)
 
 
 class FaceDetector:
     """Boxes of all faces in a picture (MediaPipe full-range model)."""
 
     def __init__(self, min_confidence: float = 0.5) -> None:
-        self._net = mp.solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=min_confidence)
+        self._net = _Network(mp.solutions.face_detection.FaceDetection, model_selection=1, min_detection_confidence=min_confidence)
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """Boxes float64 (N, 4): x0, y0, x1, y1 in px of the uint8 RGB picture (H, W, 3), largest first. N may be 0."""
         height, width = rgb.shape[:2]
-        found = self._net.process(np.ascontiguousarray(rgb)).detections or []
+        found = self._net.process(rgb).detections or []
         boxes = [d.location_data.relative_bounding_box for d in found]
         corners = np.array([[b.xmin, b.ymin, b.xmin + b.width, b.ymin + b.height] for b in boxes]).reshape(-1, 4)
         corners *= [width, height, width, height]
@@ -39,7 +76,7 @@ class FaceMesh:
     """
 
     def __init__(self, *, static: bool = False) -> None:
-        self._net = mp.solutions.face_mesh.FaceMesh(static_image_mode=static, max_num_faces=1, refine_landmarks=True)
+        self._net = _Network(mp.solutions.face_mesh.FaceMesh, static_image_mode=static, max_num_faces=1, refine_landmarks=True)
 
     def reset(self) -> None:
         self._net.reset()
@@ -50,7 +87,7 @@ class FaceMesh:
         z is depth in the same unit as x, smaller is nearer, zero at the head's middle: MediaPipe's weak-perspective guess.
         """
         height, width = rgb.shape[:2]
-        faces = self._net.process(np.ascontiguousarray(rgb)).multi_face_landmarks
+        faces = self._net.process(rgb).multi_face_landmarks
         if not faces:
             return None
         points = np.array([(p.x, p.y, p.z) for p in faces[0].landmark], np.float64)

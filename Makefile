@@ -1,0 +1,34 @@
+# Everything here sets itself up: a .venv from pyproject.toml and constraints.txt. Needs Python 3.11 or 3.12 and the package registry.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+DEMO ?= demo
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "crosspair needs Python 3.11 or 3.12 (set PYTHON=...)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,demo,dev]'
+	$(BIN)/python -m pip check
+	touch $@
+
+demo: $(READY)
+	$(BIN)/crosspair demo --out $(DEMO)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+
+clean:
+	rm -rf .venv demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
