@@ -89,9 +89,10 @@ def diff(run_a: RunPath, run_b: RunPath) -> None:
 @app.command()
 def retry(run_: RunPath, reason: Annotated[str | None, typer.Option(help="only units of this reason")] = None) -> None:
     """Makes failed and quarantined units due again."""
-    from pipeline.run import due_again
+    from pipeline.ledger import due_again
+    from pipeline.storage import read_run_file
 
-    console.print(f"{due_again(run_, reason)} units are due again; `crosspair run` takes them up")
+    console.print(f"{due_again(run_, read_run_file(run_)['fingerprints'], reason)} units are due again; `crosspair run` takes them up")
 
 
 @app.command()

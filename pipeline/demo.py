@@ -8,10 +8,11 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from pipeline.books import Summary
 from pipeline.config import RunConfig
 from pipeline.demo_clips import make_demo_clips
 from pipeline.report import write_report
-from pipeline.run import Summary, run
+from pipeline.run import run
 from pipeline.verify import verify
 from pipeline.watch import ConsoleWatcher
 from schemas.config import load_config

@@ -9,8 +9,10 @@ A unit is done when a record with the stage's present fingerprint says so; recor
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from pipeline.storage import write_atomic
 from schemas.outcomes import Outcome
 
+STAGES = ("ingest", "faces", "portraits", "motion", "reenact", "regions")  # that write records, in the order of work
 _FLUSH_EVERY_S = 2.0
 
 
@@ -114,3 +117,27 @@ class LedgerWriter:
             for attempt in (self._folder / "open").glob(f"{unit}-*"):
                 attempt.unlink(missing_ok=True)
         self._records, self._attempts, self._written = [], [], time.monotonic()
+
+
+def sweep(root: Path, records: dict[str, dict[str, Record]]) -> None:
+    """Takes away what attempts left that no record names: those of killed workers, and losers of a race."""
+    for stage, by_unit in records.items():
+        prints = {r.fingerprint[:8] for r in by_unit.values()}
+        for unit_folder in (root / "artifacts" / stage).glob("*/*"):
+            record = by_unit.get(unit_folder.name)
+            for attempt in unit_folder.iterdir():
+                mine = attempt.name.split("-")[0] in prints
+                if mine and (record is None or str(attempt.relative_to(root)) != record.folder):
+                    shutil.rmtree(attempt)
+
+
+def due_again(root: Path, prints: Mapping[str, str], reason: str | None = None) -> int:
+    """Makes failed and quarantined units due again (all, or those of one reason); how many. `prints`: stage -> fingerprint."""
+    total = 0
+    ledger = Ledger(root)
+    for stage in STAGES:
+        records = ledger.read(stage, prints[stage]).values()
+        bad = {r.unit for r in records if r.outcome in (Outcome.FAILED, Outcome.QUARANTINED) and reason in (None, r.reason)}
+        ledger.forget(stage, bad)
+        total += len(bad)
+    return total

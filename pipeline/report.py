@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from pipeline import tables
+from pipeline.storage import read_run_file
 from schemas.outcomes import REASONS, Outcome
 from schemas.regions import REGIONS, Regions, masked_driving, rasterise
 from schemas.sample import DRIVING, REGIONS_MEMBER, SOURCE, TARGET, decode_image, read_index, read_members
@@ -44,13 +45,12 @@ def write_report(root: Path) -> Path:
     Raises:
         ValueError: `root` is no run.
     """
-    if not (root / "run.yaml").is_file():
-        raise ValueError(f"{root}: no run (run.yaml is missing)")
+    run_file = read_run_file(root)
     outcomes = tables.load(root, "outcomes")
     context = {
         "run": root.name,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "config": yaml.safe_dump(yaml.safe_load((root / "run.yaml").read_text())["config"], sort_keys=False),
+        "config": yaml.safe_dump(run_file["config"], sort_keys=False),
         "funnel": _funnel(root),
         "reasons": _reasons(root, outcomes),
         "problems": [r for r in outcomes if r["outcome"] in (Outcome.FAILED, Outcome.QUARANTINED)],

@@ -7,11 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline import tables
-from pipeline.ledger import Ledger
-from pipeline.verify import STAGES
+from pipeline.ledger import STAGES, Ledger
+from pipeline.storage import read_run_file
 from schemas.outcomes import Outcome
 
 
@@ -23,9 +21,7 @@ def status(root: Path) -> dict[str, Any]:
     Raises:
         ValueError: `root` is no run.
     """
-    if not (root / "run.yaml").is_file():
-        raise ValueError(f"{root}: no run (run.yaml is missing)")
-    prints = yaml.safe_load((root / "run.yaml").read_text())["fingerprints"]
+    prints = read_run_file(root)["fingerprints"]
     records = {stage: Ledger(root).read(stage, prints[stage]) for stage in STAGES}
     expected = _expected(root, records)
     stages: dict[str, dict[str, int]] = {}

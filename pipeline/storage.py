@@ -8,10 +8,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 
 @contextmanager
@@ -33,6 +34,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def write_atomic(path: Path, data: bytes) -> None:
     with atomic_file(path) as f:
         f.write(data)
+
+
+def read_run_file(root: Path) -> dict[str, Any]:
+    """RUN/run.yaml: config, fingerprints, versions. Raises ValueError when `root` is no run."""
+    path = root / "run.yaml"
+    if not path.is_file():
+        raise ValueError(f"{root}: no run (run.yaml is missing)")
+    return dict(yaml.safe_load(path.read_text()))
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -6,15 +6,12 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from pipeline import tables
-from pipeline.ledger import Ledger
+from pipeline.ledger import STAGES, Ledger
+from pipeline.storage import read_run_file
 from schemas.ids import content_digest, file_digest
 from schemas.outcomes import REASONS, Outcome
 from schemas.sample import MEMBERS, OPTIONAL_MEMBERS, SampleInfo, read_index, sample_digest
-
-STAGES = ("ingest", "faces", "portraits", "motion", "reenact", "regions")
 
 
 def verify(root: Path) -> list[str]:
@@ -23,10 +20,7 @@ def verify(root: Path) -> list[str]:
     Raises:
         ValueError: `root` is no run.
     """
-    run_file = root / "run.yaml"
-    if not run_file.is_file():
-        raise ValueError(f"{root}: no run (run.yaml is missing)")
-    prints = yaml.safe_load(run_file.read_text())["fingerprints"]
+    prints = read_run_file(root)["fingerprints"]
     problems = [*_check_ledger(root, prints), *_check_tables(root)]
     for folder in sorted(p for p in (root / "shards").glob("*") if p.is_dir()):
         problems += _check_set(root, folder)

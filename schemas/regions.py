@@ -73,4 +73,4 @@ def rasterise(regions: Regions, frame: int, size_px: int, *, dilate_px: float = 
 
 def masked_driving(frame: np.ndarray, masks: np.ndarray, *, background: int = 0) -> np.ndarray:
     """The control picture of the paper (section 3.2): the driving frame, uint8 (H, W, 3), inside any region; `background` elsewhere."""
-    return np.where(masks.any(0)[..., None], frame, np.uint8(background))
+    return np.where(np.any(masks, axis=0)[..., None], frame, np.uint8(background))
