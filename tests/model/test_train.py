@@ -1,8 +1,9 @@
-"""Under Ray Train: one worker, end to end, resumed, and the user's mistakes told before anything starts."""
+"""Under Ray Train: one worker, killed on the way, ends where the bare loop ends; the user's mistakes are told before anything starts."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
@@ -12,24 +13,39 @@ from model.train import main, train
 from model.trainer import LOG_NAME, Trainer, read_log
 
 
+def kill_worker() -> bool:
+    """Of this process's own cluster: the raylet is its child, and the worker the raylet's."""
+    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    for worker in workers:
+        worker.kill()
+    return bool(workers)
+
+
 @pytest.mark.usefixtures("ray_session")
-def test_a_worker_trains_resumes_and_equals_the_bare_loop(config: TrainConfig, tmp_path: Path) -> None:
-    records: list[dict[str, float]] = []
-    first = train(replace(config, steps=3), records.append)
-    assert first.steps == 3 and [r["step"] for r in records] == [1, 2, 3]
-    assert [r["loss"] for r in records] == first.losses and all(0 < x < 100 for x in first.losses)
-
-    result = train(replace(config, sheet=SheetConfig(steps=1, rows=2)), records.append)
-    assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
-    assert result.sheet is not None and result.sheet.is_file() and result.checkpoint.name == "step-000006"
-    base = SD3Transformer2DModel.from_pretrained(result.checkpoint, subfolder="transformer")
-
+def test_a_worker_that_is_killed_ends_where_the_bare_loop_ends(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, steps=60, history_from_step=20)
     bare = Trainer(replace(config, out=tmp_path / "bare"))
     bare.train()
-    assert [r["loss"] for r in read_log(tmp_path / "bare" / LOG_NAME)] == result.losses
-    assert all(torch.equal(v, bare.model.base.state_dict()[k]) for k, v in base.state_dict().items())
+    Trainer(replace(config, steps=3)).train()  # as if an earlier run had been stopped here
 
-    assert train(replace(config, sheet=SheetConfig(steps=1, rows=2))) == result  # complete: nothing is started
+    records: list[dict[str, float]] = []
+    killed: list[bool] = []
+
+    def follow(record: dict[str, float]) -> None:
+        records.append(record)
+        if not killed:
+            killed.append(kill_worker())
+
+    with_sheet = replace(config, sheet=SheetConfig(steps=1, rows=2))
+    result = train(with_sheet, follow)
+    assert killed == [True]
+    assert [r["step"] for r in records] == list(range(4, 61))
+    assert result.steps == 60 and result.checkpoint.name == "step-000060"
+    assert result.losses == [r["loss"] for r in read_log(tmp_path / "bare" / LOG_NAME)]
+    base = SD3Transformer2DModel.from_pretrained(result.checkpoint, subfolder="transformer")
+    assert all(torch.equal(v, bare.model.base.state_dict()[k]) for k, v in base.state_dict().items())
+    assert result.sheet is not None and result.sheet.is_file()
+    assert train(with_sheet) == result  # complete: nothing is started
 
 
 def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:

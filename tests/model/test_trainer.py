@@ -11,11 +11,14 @@ from pairset import members_of, write_pair_set
 
 from model.checkpoint import Checkpoints, load_model, load_trainer
 from model.objective import ObjectiveConfig
+from model.portrait_dit import no_text
+from model.sampling import Guidance, sample_video
 from model.settings import SheetConfig, TrainConfig
 from model.trainer import LOG_NAME, Trainer, read_log
 from schemas.config import load_config
 
 ROOT = Path(__file__).parents[2]
+PLAIN = Guidance(source=1, driving=1, history=1)  # no guidance: the fully conditioned output
 
 
 def losses(config: TrainConfig) -> list[float]:
@@ -103,25 +106,31 @@ def test_sizes_that_the_model_cannot_take_are_refused(config: TrainConfig, frame
         Trainer(replace(config, frame_px=frame_px))
 
 
-def test_the_loss_falls_on_one_sample_and_the_sheet_shows_it(config: TrainConfig, tmp_path: Path) -> None:
-    one = write_pair_set(tmp_path / "set", {"k": members_of("k", 6, tmp_path)})
+def test_one_sample_is_learned_and_can_be_sampled(config: TrainConfig, tmp_path: Path) -> None:
+    """Objective, guidance and sampler agree: what was learned by heart comes back out of noise."""
+    one = write_pair_set(tmp_path / "set", {"k": members_of("k", 6, tmp_path)})  # as long as the window
     trainer = run(
         replace(
             config,
             shards=one,
             steps=150,
             batch_size=4,
-            lr=3e-3,
+            lr=2e-3,
             warmup=10,
             checkpoint_every=1000,
-            objective=ObjectiveConfig(dropout_chances=(0.0, 0.0, 0.5)),
+            objective=ObjectiveConfig(dropout_chances=(0.1, 0.1, 0.7)),
             sheet=SheetConfig(steps=2, rows=2),
         )
     )
     seen = losses(trainer.config)
-    assert sum(seen[-20:]) < 0.5 * sum(seen[:20])
-    sheet = trainer.config.out / "sheet.png"
-    assert sheet.read_bytes()[:4] == b"\x89PNG"
+    assert sum(seen[-20:]) < 0.3 * sum(seen[:20])
+    assert (trainer.config.out / "sheet.png").read_bytes()[:4] == b"\x89PNG"
+
+    window, encode = trainer.stream.read(0), trainer.codec.encode
+    source, driving, target = (encode(torch.from_numpy(x)) for x in (window.source[None], window.driving, window.target[2:]))
+    text, generator = no_text(trainer.model.config, 1), torch.Generator().manual_seed(0)
+    sampled = sample_video(trainer.model, text, source, driving[None], steps=10, guidance=PLAIN, generator=generator)[0]
+    assert (sampled - target).square().mean() < 0.25 * target.square().mean()
 
 
 def test_the_log_says_what_a_step_took(config: TrainConfig) -> None:
