@@ -1,0 +1,146 @@
+"""Quality and regions: each planted fault gets its own reason, and outlines stand where the points are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from schemas.outcomes import REASONS
+from schemas.regions import REGIONS
+from stages.head import LEFT_EYE, LIPS_OUTER, NOSE, RIGHT_EYE, Pose, canonical, mirror_map, rotation_of
+from stages.quality import NOT_MEASURED, QualityGates, correlation, decide, score
+from stages.regions import outline, pose_matrices
+
+GATES = QualityGates()
+T = 60
+
+
+def performance() -> np.ndarray:
+    """A head that turns, nods, sways and talks: points float32 (T, 478, 3)."""
+    t = np.linspace(0, 4 * np.pi, T)
+    shape = np.repeat(canonical()[None], T, 0)
+    shape[:, [87, 14, 317], 1] += 0.05 * (1 + np.sin(3 * t))[:, None]
+    shape[:, [373, 374, 380, 144, 145, 153], 1] -= (0.03 * (np.sin(2 * t) > 0.9))[:, None]
+    turns = np.stack([18 * np.sin(t), 8 * np.cos(t), 5 * np.sin(2 * t)], -1)
+    places = np.stack([128 + 10 * np.sin(t), 128 + 5 * np.cos(t), 0 * t], -1)
+    return Pose(np.full(T, 110.0), rotation_of(turns), places).apply(shape).astype(np.float32)
+
+
+def reason(driving: np.ndarray) -> str:
+    return decide(score(performance(), driving), GATES).reason
+
+
+def test_a_perfect_driving_video_is_accepted() -> None:
+    scores = score(performance(), performance())
+    assert decide(scores, GATES).accepted
+    assert scores["mouth_correlation"] == pytest.approx(1) and scores["eye_correlation"] == pytest.approx(1)
+    assert scores["size_ratio"] == pytest.approx(1) and scores["centre_offset"] == pytest.approx(0, abs=1e-6)
+
+
+def frozen(points: np.ndarray) -> np.ndarray:
+    return np.repeat(points[:1], T, 0)
+
+
+def mirrored(points: np.ndarray) -> np.ndarray:
+    return points[:, mirror_map()] * np.array([-1, 1, 1], np.float32) + np.array([256, 0, 0], np.float32)
+
+
+def lost(points: np.ndarray, frames: int) -> np.ndarray:
+    points = points.copy()
+    points[:frames] = np.nan
+    return points
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (lambda p: np.roll(p, 8, 0), "pose_error"),
+        (frozen, "pose_error"),
+        (mirrored, "pose_error"),
+        (lambda p: p + np.array([12, 0, 0], np.float32), "geometry"),
+        (lambda p: p + np.array([0, -12, 0], np.float32), "geometry"),
+        (lambda p: p * 1.1 - np.array([12.8, 12.8, 0], np.float32), "geometry"),
+        (lambda p: p * 0.9 + np.array([12.8, 12.8, 0], np.float32), "geometry"),
+        (lambda p: lost(p, 3), "lost_driving_face"),
+        (lambda p: lost(p, T), "lost_driving_face"),
+        (lambda p: lost(p, T - 1), "lost_driving_face"),
+    ],
+)
+def test_a_planted_fault_is_named(fault, expected: str) -> None:
+    assert reason(fault(performance())) == expected
+    assert expected in REASONS
+
+
+def test_one_lost_frame_of_sixty_is_borne() -> None:
+    assert reason(lost(performance(), 1)) == ""
+
+
+def test_small_strays_are_borne() -> None:
+    assert reason(performance() + np.random.default_rng(0).normal(0, 0.5, (T, 478, 3)).astype(np.float32)) == ""
+
+
+def test_a_mouth_that_moves_otherwise_shows_in_its_correlation() -> None:
+    driving = performance()
+    driving[:, [87, 14, 317]] = driving[:, [82, 13, 312]]
+    assert score(performance(), driving)["mouth_correlation"] < 0.3
+
+
+def test_other_lengths_are_an_error() -> None:
+    with pytest.raises(ValueError, match="60 frames, driving 59"):
+        score(performance(), performance()[:-1])
+
+
+def test_a_signal_that_hardly_moves_says_nothing() -> None:
+    flat, wave = np.full(20, 0.3), np.sin(np.arange(20.0))
+    assert correlation(flat, wave) == NOT_MEASURED
+    assert correlation(wave, flat) == 0.0
+    assert correlation(wave, -wave) == pytest.approx(-1)
+
+
+def test_every_score_is_a_number() -> None:
+    for driving in (performance(), lost(performance(), T), lost(performance(), 10), frozen(performance())):
+        scores = score(performance(), driving)
+        assert all(np.isfinite(v) and isinstance(v, float) for v in scores.values()), scores
+        assert scores.keys() == score(performance(), performance()).keys()
+
+
+# --- outlines
+
+
+def test_outlines_follow_the_points_in_the_order_of_the_format() -> None:
+    points = performance()
+    regions = outline(points)
+    assert regions.outlines.dtype == np.float32 and regions.valid.all()
+    for k, loop in enumerate((LEFT_EYE, RIGHT_EYE, NOSE, LIPS_OUTER)):
+        np.testing.assert_array_equal(regions.outlines[:, k, : len(loop)], points[:, list(loop), :2])
+    assert REGIONS == ("left_eye", "right_eye", "nose", "mouth")
+
+
+def test_the_persons_left_eye_is_on_the_pictures_right() -> None:
+    x = outline(performance()[:1]).outlines[0, ..., 0].mean(-1)
+    assert x[0] > x[2] > x[1]
+
+
+def test_a_lost_frame_is_invalid_and_nan_does_not_spread() -> None:
+    regions = outline(lost(performance(), 2))
+    assert not regions.valid[:2].any() and regions.valid[2:].all()
+    assert np.isfinite(regions.outlines).all()
+
+
+@pytest.mark.parametrize(("yaw", "hidden"), [(70, "left_eye"), (-70, "right_eye")])
+def test_the_far_eye_of_a_turned_head_is_invalid(yaw: float, hidden: str) -> None:
+    pose = Pose(np.array([100.0]), rotation_of(np.array([[yaw, 0.0, 0.0]])), np.array([[128.0, 128, 0]]))
+    points = pose.apply(canonical()).astype(np.float32)
+    far = max((LEFT_EYE, RIGHT_EYE), key=lambda loop: points[0, list(loop), 2].mean())
+    assert (far == LEFT_EYE) == (hidden == "left_eye")
+    assert outline(points).valid[0].tolist() == [name != hidden for name in REGIONS]
+
+
+def test_pose_matrices_map_the_canonical_face_to_the_picture() -> None:
+    points = performance()
+    matrices = pose_matrices(lost(points, 1))
+    assert np.isnan(matrices[0]).all()
+    homogeneous = np.concatenate([canonical(), np.ones((478, 1))], 1)
+    got = (homogeneous @ matrices[5].T)[:, :3]
+    still = [10, 152, 234, 454, 1]  # forehead, chin, cheeks, tip of the nose
+    np.testing.assert_allclose(got[still], points[5, still], atol=1e-3)

@@ -1,0 +1,164 @@
+"""Ingest: where a file is cut, when each frame is shown, which frame stands at each tick, and the sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faceclips import AUDIO_HZ, click, moving_face, noise, tone, write_clip
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.ids import file_digest, source_id
+from schemas.outcomes import Rejection
+from schemas.units import Shot, SourceFile
+from stages.ingest import SOUND, Ingest, IngestConfig, Timing, frame_map, frames_at_rate, source_rate
+from stages.outputs import Outputs
+
+
+def source(path: Path) -> SourceFile:
+    return SourceFile(id=source_id(str(path)), uri=str(path), identity="i", licence="", consent="")
+
+
+def ingest(path: Path, root: Path, **config: int) -> tuple[dict, list[Shot], Outputs]:
+    out = Outputs(root, f"artifacts/ingest/{path.stem}")
+    return *Ingest(IngestConfig(**config))(source(path), out), out
+
+
+gaps = st.lists(st.floats(0.0, 0.4), min_size=1, max_size=60)
+
+
+@given(gaps, st.sampled_from([12, 24, 25, 30, 60]), st.floats(0, 1000))
+def test_a_frame_map_is_monotone_and_in_range(gaps: list[float], fps: int, start: float) -> None:
+    times = start + np.concatenate([[0.0], np.cumsum(gaps)])
+    frames = frame_map(times, 0, len(times) - 1, fps)
+    assert frames.dtype == np.int32
+    if len(frames):
+        assert frames[0] == np.searchsorted(times - times[0], 1e-3, side="right") - 1
+        assert (np.diff(frames) >= 0).all()
+        assert frames[-1] < len(times)
+    assert abs(len(frames) - (times[-1] - times[0] + np.median(gaps)) * fps) <= 1
+
+
+@given(gaps, st.sampled_from([12, 25, 60]))
+def test_each_tick_shows_the_frame_that_is_on_screen(gaps: list[float], fps: int) -> None:
+    times = np.concatenate([[0.0], np.cumsum(gaps)])
+    for k, frame in enumerate(frame_map(times, 0, len(times) - 1, fps)):
+        assert times[frame] <= k / fps + 2e-3
+        assert frame + 1 == len(times) or times[frame + 1] > k / fps
+
+
+@given(st.integers(1, 400), st.sampled_from([12, 23.976, 25, 29.97, 30, 59.94]), st.floats(0, 5000), st.integers(0, 3))
+def test_equal_rates_map_frame_to_frame(frames: int, fps: float, start: float, digits: int) -> None:
+    """Even where the container rounds its time stamps to a millisecond."""
+    whole = round(fps)
+    times = start + np.round(np.arange(frames) / whole, 3 + digits)
+    np.testing.assert_array_equal(frame_map(times, 0, frames - 1, whole), np.arange(frames))
+
+
+def test_a_shot_is_mapped_from_its_own_first_frame() -> None:
+    times = np.arange(100) / 50
+    np.testing.assert_array_equal(frame_map(times, 40, 59, 25), np.arange(40, 60, 2))
+
+
+def test_double_rate_repeats_and_half_rate_drops() -> None:
+    times = np.arange(6) / 25
+    assert frame_map(times, 0, 5, 50).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert frame_map(np.arange(6) / 50, 0, 5, 25).tolist() == [0, 2, 4]
+
+
+def test_a_single_frame_is_one_frame() -> None:
+    assert frame_map(np.array([3.0]), 0, 0, 25).tolist() == [0]
+    assert source_rate(np.array([3.0])) == 0.0
+
+
+def test_a_cut_is_found_where_it_is(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", [*moving_face(frames=20), *noise(15), *moving_face("hopper", 20)])
+    data, shots, _ = ingest(path, tmp_path)
+    assert data["frames"] == 55
+    assert [(s.first_frame, s.last_frame) for s in shots] == [(0, 19), (20, 34), (35, 54)]
+    assert len({s.id for s in shots}) == 3
+    assert {s.content for s in shots} == {data["content"]} == {file_digest(path)}
+
+
+def test_a_moving_face_has_no_cut(tmp_path: Path) -> None:
+    _, shots, _ = ingest(write_clip(tmp_path / "a.mp4", moving_face(frames=60)), tmp_path)
+    assert [(s.first_frame, s.last_frame) for s in shots] == [(0, 59)]
+
+
+def test_the_cuts_of_a_real_clip_are_found(shared: Path, tmp_path: Path) -> None:
+    """MANIFEST: the first frame of each new shot is 20, 82, 211."""
+    _, shots, _ = ingest(shared / "realdata/clips/face_recognition_short_hamilton_clip.mp4", tmp_path)
+    found = [s.first_frame for s in shots[1:]]
+    for cut in (20, 82, 211):
+        assert min(abs(cut - f) for f in found) <= 2, found
+    assert len(found) <= 4, found
+
+
+def test_what_was_measured_is_told(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", moving_face(frames=30, wh=(96, 64)), 30, sound=tone(1.0))
+    data, _, out = ingest(path, tmp_path)
+    assert (data["width"], data["height"], data["frames"], data["has_audio"]) == (96, 64, 30, True)
+    assert data["fps"] == pytest.approx(30, rel=0.01)
+    assert set(out.digests) == {"timing.npz", SOUND}
+    assert abs((out.root / out.folder / SOUND).stat().st_size / 2 / AUDIO_HZ - 1.0) < 0.1
+
+
+def test_uneven_time_stamps_are_kept(tmp_path: Path) -> None:
+    times = [0, 40, 80, 400, 440, 480, 1200, 1240]
+    path = write_clip(tmp_path / "a.mkv", noise(8, (64, 64)), times_ms=times, container="matroska")
+    _, shots, out = ingest(path, tmp_path)
+    timing = Timing.read(out.root / out.folder / "timing.npz")
+    np.testing.assert_allclose(timing.times, np.array(times) / 1000, atol=1e-6)
+    shown = frame_map(timing.times, shots[0].first_frame, shots[0].last_frame, 25)
+    assert shown[:12].tolist() == [0, 1, *[2] * 8, 3, 4]
+
+
+def test_frames_come_at_the_rate_of_the_map(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", moving_face(frames=40, wh=(64, 64)))
+    _, _, out = ingest(path, tmp_path)
+    timing = Timing.read(out.root / out.folder / "timing.npz")
+    wanted = np.array([17, 17, 18, 21, 21, 21, 30], np.int32)
+    got = [(k, f.index, round(f.time_s * 25)) for k, f in frames_at_rate(path, timing, wanted)]
+    assert got == [(k, f, f) for k, f in enumerate(wanted)]
+
+
+@pytest.mark.parametrize("broken", [np.zeros(40, np.int64), np.full(40, -1, np.int64)])
+def test_frames_of_files_with_broken_time_stamps_are_counted(tmp_path: Path, broken: np.ndarray) -> None:
+    path = write_clip(tmp_path / "a.mp4", moving_face(frames=40, wh=(64, 64)))
+    got = [f.index for _, f in frames_at_rate(path, Timing(broken, np.arange(40) / 25), np.array([20, 21, 25]))]
+    assert got == [20, 21, 25]
+
+
+def test_a_file_that_became_shorter_is_a_rejection(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", moving_face(frames=10, wh=(64, 64)))
+    with pytest.raises(Rejection) as e:
+        list(frames_at_rate(path, Timing(np.arange(40), np.arange(40) / 25), np.array([5, 20])))
+    assert e.value.reason == "decode_error"
+
+
+def test_late_sound_lies_where_the_picture_has_it(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", noise(50, (64, 64)), sound=click(0.3, 1.0), sound_from_s=0.6)
+    _, _, out = ingest(path, tmp_path)
+    sound = np.abs(np.frombuffer((out.root / out.folder / SOUND).read_bytes(), "<i2").astype(int))
+    assert np.flatnonzero(sound > 5000)[0] / AUDIO_HZ == pytest.approx(0.9, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"), [({"max_frame_pixels": 64 * 64 - 1}, "frame_too_large"), ({"max_frames": 5}, "too_many_frames")]
+)
+def test_limits_are_kept(tmp_path: Path, config: dict[str, int], reason: str) -> None:
+    path = write_clip(tmp_path / "a.mp4", noise(6, (64, 64)))
+    with pytest.raises(Rejection) as e:
+        ingest(path, tmp_path, **config)
+    assert e.value.reason == reason
+    assert ingest(path, tmp_path, max_frames=6, max_frame_pixels=64 * 64)[0]["frames"] == 6
+
+
+def test_nothing_is_written_beside_the_source(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "in" / "a.mp4", noise(6, (64, 64)), sound=tone(0.3))
+    before = (path.stat().st_mtime_ns, file_digest(path))
+    ingest(path, tmp_path / "run")
+    assert [p.name for p in path.parent.iterdir()] == ["a.mp4"]
+    assert (path.stat().st_mtime_ns, file_digest(path)) == before
