@@ -115,8 +115,8 @@ def frame_map(times: np.ndarray, first: int, last: int, fps: int) -> np.ndarray:
     shown = times[first : last + 1]
     gaps = np.diff(shown)
     duration = shown[-1] - shown[0] + (np.median(gaps) if len(gaps) else 1 / fps)
-    ticks = np.arange(int(duration * fps + 1e-3)) / fps
     slack = 1e-3  # containers round time stamps to a millisecond
+    ticks = np.arange(int((duration + 2 * slack) * fps)) / fps
     return (first + np.searchsorted(shown - shown[0], ticks + slack, side="right") - 1).astype(np.int32)
 
 

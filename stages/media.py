@@ -52,7 +52,7 @@ def open_video(path: Path) -> Iterator[av.container.InputContainer]:
     path = path.absolute()
     check_readable(path)
     try:
-        container = av.open(str(path), options=_SAFE_OPTIONS)
+        container = av.open(str(path), options=_SAFE_OPTIONS, metadata_errors="replace")  # old tags are rarely UTF-8
     except av.FFmpegError as e:
         with path.open("rb") as f:
             looks_like_mp4 = f.read(12)[4:8] == _MIN_SUFFIX_OF_MP4
@@ -93,6 +93,8 @@ def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0) ->
     """
     with open_video(path) as container:
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise Rejection("decode_error", f"{path}: nobody here knows the codec of its video stream")
         stream.codec_context.thread_count = 1  # we parallelise over units, not inside one
         offset_s = (container.start_time or 0) / av.time_base
         timed = has_timestamps(container)
@@ -106,7 +108,7 @@ def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0) ->
                 decoded += 1
                 pts = frame.pts if timed and frame.pts is not None else -1
                 if index < start_index or (start_pts is not None and timed and pts < start_pts):
-                    index += not timed
+                    index += start_pts is None or not timed  # frames before the place sought do not count
                     continue
                 time_s = frame.time - offset_s if pts != -1 else index / rate
                 yield SourceFrame(index, pts, time_s, frame)
@@ -173,6 +175,8 @@ def read_image(path: Path) -> np.ndarray:
             if image.width * image.height > 64_000_000:
                 raise Rejection("frame_too_large", f"{path}: {image.width} x {image.height} pixels")
             upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bit grey: Pillow would clip it, not scale it
+                upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
             if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
                 rgba = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", rgba.size, (128, 128, 128, 255)), rgba)
