@@ -15,7 +15,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from faceclips import AUDIO_HZ, click, face_clip, moving_face, noise, photograph, tone, write_clip
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -374,6 +374,7 @@ def test_a_picture_of_too_many_pixels_is_refused_unread(tmp_path: Path) -> None:
     assert e.value.reason == "frame_too_large"
 
 
+@settings(max_examples=300)
 @given(at=st.integers(0, 100_000), flip=st.integers(1, 255), kind=st.sampled_from(["PNG", "JPEG", "WEBP"]))
 def test_a_damaged_still_is_a_rejection_or_a_picture(to_damage: Path, at: int, flip: int, kind: str) -> None:
     path = to_damage.with_name(f"still.{kind.lower()}")

@@ -1,0 +1,298 @@
+"""Faces: one person, one crop, every frame accounted for; and reasons when there is none."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from faceclips import AUDIO_HZ, click, moving_face, noise, photograph, tone, write_clip
+from PIL import Image
+
+from schemas.ids import clip_id, file_digest, source_id
+from schemas.outcomes import Rejection
+from schemas.sample import decode_image
+from schemas.units import Clip, PortraitUnit, Shot, SourceFile
+from schemas.video import decode_video
+from stages.faces import AUDIO, STILL, TARGET, TRACK, FaceGates, Faces, FacesConfig, decide, encode_track, overlap, read_track, still_frame
+from stages.head import canonical
+from stages.ingest import Ingest, IngestConfig, Timing, frame_map
+from stages.outputs import Outputs
+from stages.portraits import Portraits, portrait_of_clip
+
+SIZE, FPS = 128, 25
+
+
+def source(path: Path) -> SourceFile:
+    return SourceFile(id=source_id(str(path)), uri=str(path), identity="i", licence="l", consent="c")
+
+
+def as_one_shot(path: Path, root: Path) -> Shot:
+    """Ingested, with all cuts taken back."""
+    data, shots = Ingest(IngestConfig())(source(path), Outputs(root, f"ingest/{path.stem}"))
+    return Shot(id="s", source=source(path), content=data["content"], first_frame=0, last_frame=data["frames"] - 1, folder=shots[0].folder)
+
+
+def faces(path: Path, root: Path, fps: int = FPS, **config: float) -> list[Clip]:
+    clips: list[Clip] = Faces(FacesConfig(**config), fps, SIZE)(as_one_shot(path, root), Outputs(root, f"faces/{path.stem}"))[1]  # type: ignore[arg-type]
+    return clips
+
+
+def sound_of(clip: Clip, root: Path) -> np.ndarray:
+    with av.open(str(root / clip.folder / clip.file(AUDIO))) as container:
+        return np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Path]:
+    """A clip from 48 frames at 30 fps of a moving face, and the folder that its `folder` is relative to."""
+    root = tmp_path_factory.mktemp("faces")
+    path = write_clip(root / "astronaut.mp4", moving_face(frames=48), 30, sound=tone(1.6))
+    (clip,) = faces(path, root)
+    return clip, root
+
+
+def test_the_whole_face_track_is_one_clip(made: tuple[Clip, Path]) -> None:
+    clip, root = made
+    assert (clip.frames, clip.fps, clip.size_px, clip.first_frame, clip.last_frame) == (40, FPS, SIZE, 0, 46)
+    assert decode_video(root / clip.folder / clip.file(TARGET)).shape == (40, SIZE, SIZE, 3)
+    assert clip.id == clip_id(clip.content, 0, 46, 0)
+
+
+def test_the_frame_map_is_stored_with_the_clip(made: tuple[Clip, Path]) -> None:
+    clip, root = made
+    points, source_frames = read_track(root / clip.folder / clip.file(TRACK))
+    timing = Timing.read(root / "ingest/astronaut/timing.npz")
+    np.testing.assert_array_equal(source_frames, frame_map(timing.times, 0, 47, FPS))
+    assert points.shape == (40, 478, 3) and points.dtype == np.float32 and np.isfinite(points).all()
+
+
+def test_sound_is_as_long_as_the_picture(made: tuple[Clip, Path]) -> None:
+    clip, root = made
+    sound = sound_of(clip, root)
+    assert clip.has_audio and len(sound) == clip.frames * AUDIO_HZ // FPS
+    assert np.abs(sound[8000:9000].astype(int)).max() > 6000
+
+
+def test_every_file_has_the_digest_that_is_recorded(made: tuple[Clip, Path]) -> None:
+    clip, root = made
+    assert set(clip.digests) == {clip.file(n) for n in (TARGET, STILL, AUDIO, TRACK)}
+    assert {n: file_digest(root / clip.folder / n) for n in clip.digests} == clip.digests
+    assert {p.name for p in (root / clip.folder).iterdir()} == set(clip.digests)
+
+
+def test_the_still_is_a_frame_of_the_target(made: tuple[Clip, Path]) -> None:
+    clip, root = made
+    still = decode_image((root / clip.folder / clip.file(STILL)).read_bytes())
+    np.testing.assert_array_equal(still, decode_video(root / clip.folder / clip.file(TARGET), first=clip.still_frame, count=1)[0])
+
+
+def test_the_face_stands_in_the_crop_with_headroom(made: tuple[Clip, Path]) -> None:
+    clip, root = made
+    points, _ = read_track(root / clip.folder / clip.file(TRACK))
+    assert (points[..., :2] > 0).all() and (points[..., :2] < SIZE).all()
+    x0, y0, side = clip.crop
+    assert min(x0, y0) >= 0 and max(x0, y0) + side <= 320 and side % 2 == 0
+    assert clip.scores["face_px"] == pytest.approx(np.ptp(points[..., 1], 1).mean() * side / SIZE, rel=0.05)
+    assert decide(clip.scores, FaceGates()).accepted
+
+
+def test_the_same_clip_is_the_same_bytes_after_another_one(made: tuple[Clip, Path], tmp_path: Path) -> None:
+    """A worker's earlier units leave no trace in its later ones."""
+    clip, root = made
+    stage = Faces(FacesConfig(), FPS, SIZE)
+    other = write_clip(tmp_path / "hopper.mp4", moving_face("hopper", 32))
+    stage(as_one_shot(other, tmp_path), Outputs(tmp_path, "faces/hopper"))
+    out = Outputs(tmp_path, "faces/again")
+    (again,) = stage(as_one_shot(root / "astronaut.mp4", tmp_path), out)[1]
+    assert again.digests == clip.digests
+
+
+def test_a_clip_ends_where_the_face_does(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", [*moving_face(frames=40), *noise(30)])
+    (clip,) = faces(path, tmp_path)
+    assert clip.first_frame == 0 and abs(clip.last_frame - 39) <= 1
+
+
+def test_a_face_that_comes_again_is_a_second_clip(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", [*moving_face(frames=32), *noise(7), *moving_face(frames=32)], sound=tone(2.8))
+    clips = faces(path, tmp_path)
+    assert len({c.id for c in clips}) == len(clips) == 2
+    assert [abs(c.first_frame - f) <= 1 for c, f in zip(clips, (0, 39), strict=True)] == [True, True]
+    for clip in clips:
+        assert len(sound_of(clip, tmp_path)) == clip.frames * AUDIO_HZ // FPS
+
+
+def test_a_jump_to_another_place_is_another_clip(tmp_path: Path) -> None:
+    """Within one shot, as a missed cut would make it."""
+    moved = [np.roll(p, 180, 1) for p in moving_face(frames=32, wh=(400, 300), face_px=110)]
+    path = write_clip(tmp_path / "a.mp4", [*(np.roll(p, -60, 1) for p in moving_face(frames=32, wh=(400, 300), face_px=110)), *moved])
+    for clip in faces(path, tmp_path):
+        points, _ = read_track(tmp_path / clip.folder / clip.file(TRACK))
+        steps = np.linalg.norm(np.diff(points[..., :2].mean(1), axis=0), axis=1)
+        assert steps.max() < 0.35 * np.ptp(points[0, :, 1])
+
+
+def test_long_tracks_become_several_clips_without_a_gap(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", moving_face(frames=75), sound=tone(3.0))
+    clips = faces(path, tmp_path, max_clip_s=1.2)
+    assert len(clips) == 3
+    for before, after in pairwise(clips):
+        assert after.first_frame - before.last_frame in (1, 2)
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Clip], Path]:
+    """A slide show: each frame stays for 4 s, longer than a clip may be; a click after 2.5 s."""
+    root = tmp_path_factory.mktemp("held")
+    path = write_clip(root / "a.mp4", moving_face(frames=3), times_ms=[0, 4000, 8000], sound=click(2.5, 12.0))
+    return faces(path, root, fps=12, max_clip_s=1.25), root
+
+
+def test_clips_of_one_held_frame_are_different_clips(held: tuple[list[Clip], Path]) -> None:
+    clips, root = held
+    assert len(clips) > 6
+    assert len({c.id for c in clips}) == len(clips)
+    for clip in clips:
+        assert {n: file_digest(root / clip.folder / n) for n in clip.digests} == clip.digests
+
+
+def test_sound_belongs_to_the_clips_own_time_not_to_its_frames(held: tuple[list[Clip], Path]) -> None:
+    clips, root = held
+    loud = [k for k, clip in enumerate(clips) if clip.has_audio and np.abs(sound_of(clip, root).astype(int)).max() > 5000]
+    assert len(loud) == 1
+    before_s = sum(c.frames for c in clips[: loud[0]]) / 12
+    at = np.flatnonzero(np.abs(sound_of(clips[loud[0]], root).astype(int)) > 5000)[0] / AUDIO_HZ
+    assert before_s + at == pytest.approx(2.5, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "reason"),
+    [
+        (lambda: noise(40), "no_face"),
+        (lambda: moving_face(frames=10), "too_short"),
+        (lambda: [*moving_face(frames=15), *noise(30)], "lost_face"),
+    ],
+)
+def test_what_gives_no_clip_says_why(tmp_path: Path, pictures, reason: str) -> None:
+    path = write_clip(tmp_path / "a.mp4", pictures())
+    with pytest.raises(Rejection) as e:
+        faces(path, tmp_path)
+    assert e.value.reason == reason
+
+
+GOOD = {
+    "face_px": 200.0,
+    "crop_scale": 2.2,
+    "upscale": 1.0,
+    "yaw_deg": 0.0,
+    "pitch_deg": 0.0,
+    "roll_deg": 0.0,
+    "yaw_extreme_deg": 10.0,
+    "pitch_extreme_deg": 10.0,
+    "roll_extreme_deg": 10.0,
+    "brightness": 100.0,
+    "other_faces": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("score", "value", "reason"),
+    [
+        ("face_px", 95.9, "face_too_small"),
+        ("other_faces", 0.11, "several_faces"),
+        ("roll_extreme_deg", 45.1, "head_tilted"),
+        ("yaw_extreme_deg", 50.1, "head_turned"),
+        ("pitch_extreme_deg", 40.1, "head_turned"),
+        ("crop_scale", 1.14, "face_fills_frame"),
+        ("upscale", 3.01, "upscaled"),
+        ("brightness", 15.9, "too_dark"),
+    ],
+)
+def test_each_gate_closes_alone(score: str, value: float, reason: str) -> None:
+    assert decide(GOOD, FaceGates()).accepted
+    assert decide({**GOOD, score: value}, FaceGates()).reason == reason
+
+
+def test_a_gate_that_is_just_met_is_open() -> None:
+    edge = {**GOOD, "face_px": 96.0, "roll_extreme_deg": 45.0, "brightness": 16.0, "upscale": 3.0, "crop_scale": 1.15, "other_faces": 0.1}
+    assert decide(edge, FaceGates()).accepted
+
+
+def test_a_dark_clip_is_measured_dark(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", ((p * 0.12).astype(np.uint8) for p in moving_face("hopper", 32)))
+    try:
+        (clip,) = faces(path, tmp_path)
+    except Rejection as e:
+        assert e.reason in ("no_face", "lost_face")
+    else:
+        assert decide(clip.scores, FaceGates()).reason == "too_dark"
+
+
+def test_two_faces_side_by_side_are_several(tmp_path: Path) -> None:
+    a, b = (moving_face(w, 32, wh=(160, 320), face_px=120) for w in ("astronaut", "hopper"))
+    path = write_clip(tmp_path / "a.mp4", (np.concatenate(p, 1) for p in zip(a, b, strict=True)))
+    assert {decide(c.scores, FaceGates()).reason for c in faces(path, tmp_path)} == {"several_faces"}
+
+
+def test_overlap_of_boxes() -> None:
+    a = np.array([0.0, 0, 2, 2])
+    assert overlap(a, a) == 1.0
+    assert overlap(a, np.array([1.0, 0, 3, 2])) == pytest.approx(1 / 3)
+    assert overlap(a, np.array([5.0, 5, 6, 6])) == overlap(a * 0, a * 0) == 0.0
+
+
+def test_the_still_is_the_frame_with_eyes_open_and_in_the_light() -> None:
+    shape = np.repeat(100 * canonical()[None], 3, 0)
+    shape[0][[387, 386, 385, 160, 159, 158]] = shape[0][[373, 374, 380, 144, 145, 153]]  # shut
+    luma = np.array([100.0, 100.0, 20.0])
+    assert still_frame(shape, luma) == 1
+
+
+def test_a_track_comes_back_as_it_went(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).normal(size=(4, 478, 3)).astype(np.float32)
+    (tmp_path / "t.npz").write_bytes(encode_track(points, np.arange(4, dtype=np.int32)))
+    back, frames = read_track(tmp_path / "t.npz")
+    np.testing.assert_array_equal(back, points)
+    assert frames.tolist() == [0, 1, 2, 3]
+
+
+# --- portraits
+
+
+def portrait(picture: np.ndarray, root: Path) -> PortraitUnit:
+    Image.fromarray(picture).save(root / "a.png")
+    (unit,) = Portraits(FacesConfig(), SIZE)(source(root / "a.png"), Outputs(root, "portraits/a"))[1]
+    return unit
+
+
+def test_a_portrait_is_cut_by_the_rule_of_the_clips(tmp_path: Path) -> None:
+    unit = portrait(photograph("hopper"), tmp_path)
+    image = decode_image((tmp_path / unit.folder / unit.image).read_bytes())
+    points, _ = read_track(tmp_path / unit.folder / unit.track)
+    assert image.shape == (SIZE, SIZE, 3) and points.shape == (1, 478, 3)
+    assert 0.3 < np.ptp(points[0, :, 1]) / SIZE < 0.6
+    assert decide(unit.scores, FaceGates()).accepted
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (next(noise(1, (400, 400))), "no_face"),
+        (np.concatenate([photograph("astronaut")[:400, 80:380]] * 2, 1), "several_faces"),
+    ],
+)
+def test_a_picture_without_one_face_says_why(tmp_path: Path, picture: np.ndarray, reason: str) -> None:
+    with pytest.raises(Rejection) as e:
+        portrait(picture, tmp_path)
+    assert e.value.reason == reason
+
+
+def test_a_clips_still_serves_as_a_portrait(made: tuple[Clip, Path]) -> None:
+    clip, root = made
+    unit = portrait_of_clip(clip)
+    points, _ = read_track(root / unit.folder / unit.track)
+    assert 0 <= unit.frame < len(points) and unit.clip == clip.id
+    assert {n: file_digest(root / unit.folder / n) for n in unit.digests} == unit.digests
