@@ -106,7 +106,8 @@ class Faces:
             if len(points) < round(self.config.min_clip_s * self.fps):
                 out.drop(name)
                 continue
-            yield self._finish(shot, timing, part[begin : begin + len(points)], crop, name, points, luma, seen, out)
+            start_s = float(timing.times[shot.first_frame]) + (first + begin) / self.fps
+            yield self._finish(shot, timing, part[begin : begin + len(points)], start_s, crop, name, points, luma, seen, out)
 
     def _follow(
         self, frames: Iterator[tuple[int, Any]], crop: tuple[int, int, int], names: Iterator[str], out: Outputs
@@ -145,6 +146,7 @@ class Faces:
         shot: Shot,
         timing: Timing,
         source_frames: np.ndarray,
+        start_s: float,
         crop: tuple[int, int, int],
         name: str,
         points: np.ndarray,
@@ -154,7 +156,10 @@ class Faces:
     ) -> Clip:
         """The clip's files beside its video, and the clip."""
         first, last = int(source_frames[0]), int(source_frames[-1])
-        clip = clip_id(shot.content, first, last, 0)
+        track = 0  # more than 0 where one source frame is held so long that several clips show nothing else
+        while f"{clip_id(shot.content, first, last, track)}.{TARGET}" in out.digests:
+            track += 1
+        clip = clip_id(shot.content, first, last, track)
         files = {part: f"{clip}.{part}" for part in (TARGET, STILL, AUDIO, TRACK)}
         out.path(name).rename(out.path(files[TARGET]))
         out.seal(files[TARGET])
@@ -162,13 +167,13 @@ class Faces:
         out.write(files[STILL], encode_png(decode_video(out.path(files[TARGET]), first=still, count=1)[0]))
         out.write(files[TRACK], encode_track(points, source_frames))
         others = seen.other_faces(crop)
-        has_audio = self._cut_sound(shot, timing, first, len(points), files[AUDIO], out)
+        has_audio = self._cut_sound(shot, start_s, len(points), files[AUDIO], out)
         return Clip(
             id=clip,
             shot=shot.id,
             source=shot.source,
             content=shot.content,
-            track=0,
+            track=track,
             first_frame=first,
             last_frame=last,
             source_fps=source_rate(timing.times),
@@ -184,12 +189,12 @@ class Faces:
             still_scores={**score(points[[still]], crop[2], self.size_px), "brightness": float(luma[still]), "other_faces": others},
         )
 
-    def _cut_sound(self, shot: Shot, timing: Timing, first: int, frames: int, name: str, out: Outputs) -> bool:
+    def _cut_sound(self, shot: Shot, start_s: float, frames: int, name: str, out: Outputs) -> bool:
         """The clip's sound, as long as its picture to the sample; silence where the source's ends early."""
         path = out.root / shot.folder / SOUND
         if not path.is_file():
             return False
-        start = round((timing.times[first]) * SAMPLE_RATE_HZ)
+        start = round(start_s * SAMPLE_RATE_HZ)
         wanted = round(frames / self.fps * SAMPLE_RATE_HZ)
         with path.open("rb") as f:
             f.seek(2 * start)

@@ -181,8 +181,10 @@ def read_image(path: Path) -> np.ndarray:
                 rgba = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", rgba.size, (128, 128, 128, 255)), rgba)
             return np.asarray(upright.convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as e:
-        raise e if isinstance(e, Rejection) else Rejection("not_media", f"{path}: {e}") from e
+    except Rejection:
+        raise
+    except Exception as e:  # damage shows in many ways: Pillow's readers raise SyntaxError, struct.error and more
+        raise Rejection("not_media", f"{path}: {e}") from e
 
 
 def encode_png(image: np.ndarray) -> bytes:
