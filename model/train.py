@@ -14,13 +14,15 @@ import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from model.checkpoint import Checkpoints, load_trainer
 from model.settings import TrainConfig
 from model.stream import ShardStream, find_pair_set
 from model.trainer import CHECKPOINTS_NAME, LOG_NAME, SHEET_NAME, Trainer, check_resumable, read_log
 from schemas.config import load_config
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, float]], None]
 _POLL_S = 0.5
@@ -50,7 +52,7 @@ def train(config: TrainConfig, on_progress: Progress | None = None) -> TrainResu
 
     Raises:
         ValueError: shards that do not fit the config, a checkpoint of another run, a damaged sample.
-        ray.train.v2.api.exceptions.TrainingFailedError: the worker died more than `max_failures` times.
+        ray.train.v2.api.exceptions.WorkerGroupError: the worker died more than `max_failures` times.
     """
     done = check(config)
     without_sheet = config.sheet.steps > 0 and not (config.out / SHEET_NAME).is_file()
@@ -67,6 +69,10 @@ def check(config: TrainConfig) -> int:
     """Steps done so far; finds out before any process is started what is wrong with shards, settings and checkpoint (ValueError)."""
     stream = ShardStream(find_pair_set(config.shards), config.stream())
     config.check_frame_px(stream.frame_px)
+    if stream.skipped:
+        _log.warning(
+            "%s: %d of %d clips are shorter than a window and left out", stream.folder, stream.skipped, len(stream) + stream.skipped
+        )
     latest = Checkpoints(config.out / CHECKPOINTS_NAME, keep=config.keep_checkpoints).latest()
     if latest is None:
         return 0
@@ -104,8 +110,6 @@ def _fit(config: TrainConfig) -> None:
         for failure in e.worker_failures.values():
             if isinstance(failure, ValueError):
                 raise ValueError(str(failure)) from e
-        raise
-    except TrainingFailedError:
         raise
 
 

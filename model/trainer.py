@@ -99,7 +99,7 @@ class Trainer:
             loss = self.loss(kept, examples) / len(windows)
             loss.backward()
             total += loss.item()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, error_if_nonfinite=True)
         self.optimizer.step()
         self.step += 1
         self.position += self.config.batch_size

@@ -9,7 +9,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from model.settings import SheetConfig, TrainConfig
-from model.train import main, train
+from model.train import check, main, train
 from model.trainer import LOG_NAME, Trainer, read_log
 
 
@@ -46,6 +46,11 @@ def test_a_worker_that_is_killed_ends_where_the_bare_loop_ends(config: TrainConf
     assert all(torch.equal(v, bare.model.base.state_dict()[k]) for k, v in base.state_dict().items())
     assert result.sheet is not None and result.sheet.is_file()
     assert train(with_sheet) == result  # complete: nothing is started
+
+
+def test_clips_left_out_are_counted(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
+    assert check(config) == 0
+    assert "1 of 4 clips are shorter than a window" in caplog.text
 
 
 def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:

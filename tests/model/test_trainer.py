@@ -133,6 +133,14 @@ def test_one_sample_is_learned_and_can_be_sampled(config: TrainConfig, tmp_path:
     assert (sampled - target).square().mean() < 0.25 * target.square().mean()
 
 
+def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    torch.nn.init.constant_(trainer.model.base.proj_out.bias, float("inf"))
+    with pytest.raises(RuntimeError, match="non-finite"):
+        trainer.train()
+    assert trainer.step == 0 and all(p.isfinite().all() for p in trainer.model.temporal.parameters())
+
+
 def test_the_log_says_what_a_step_took(config: TrainConfig) -> None:
     run(replace(config, steps=5, log_every=2))
     records = read_log(config.out / LOG_NAME)
