@@ -17,6 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.config import RayConfig, RunConfig
 from pipeline.worker import OUTCOME, ROW, StageWorker
+from stages.quiet import silent_stderr
 
 _ROWS_A_BLOCK = 8  # a block is what a worker takes at once, and what is done again when it dies
 
@@ -44,7 +45,8 @@ def cluster(config: RayConfig) -> Iterator[Callable[[], None]]:
             # Ray's native side warns of every actor pool; a user's own cluster keeps its own settings.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             cpus = config.workers or os.cpu_count() or 1
-            ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=256 << 20, **quiet)
+            with silent_stderr():
+                ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=256 << 20, **quiet)
         started = True
 
     try:

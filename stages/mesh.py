@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import mediapipe as mp
 import numpy as np
+
+from stages.quiet import silent_stderr
 
 warnings.filterwarnings("ignore", message="SymbolDatabase.GetPrototype", category=UserWarning)  # MediaPipe's, at each start
 
@@ -17,29 +17,16 @@ POINTS = 478  # 468 of the mesh, then 5 of each iris: 468-472 the person's right
 IRIS_RIGHT, IRIS_LEFT = 468, 473  # their centres
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """MediaPipe's native code prints several lines for each network that it starts, and has no setting against it."""
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
-
-
 class _Network:
-    """A MediaPipe solution that starts silently. It starts with the first picture after it was made or reset."""
+    """A MediaPipe solution without the lines that it prints whenever it starts: when made, and at the first picture after a reset."""
 
     def __init__(self, make: Any, **settings: Any) -> None:
-        with _silent():
+        with silent_stderr():
             self._solution = make(**settings)
         self._started = False
 
     def reset(self) -> None:
-        with _silent():
+        with silent_stderr():
             self._solution.reset()
         self._started = False
 
@@ -47,7 +34,7 @@ class _Network:
         picture = np.ascontiguousarray(rgb)
         if self._started:
             return self._solution.process(picture)
-        with _silent():
+        with silent_stderr():
             self._started = True
             return self._solution.process(picture)
 
