@@ -1,7 +1,7 @@
 """The ledger: what was done to each unit by each stage. Plain JSONL segments, each written once, whole, by one writer.
 
     RUN/ledger/STAGE/<time>-<writer>.jsonl     one record a line
-    RUN/ledger/STAGE/open/<unit>-<attempt>     an attempt under way: there before the work begins, gone after its record is on disk
+    RUN/ledger/STAGE/open/<unit>-<attempt>     an attempt under way: there before the work begins, gone when its worker outlived it
 
 A unit is done when a record with the stage's present fingerprint says so; records of other fingerprints are history.
 """
@@ -69,6 +69,11 @@ class Ledger:
                     records[raw["unit"]] = Record(**{**raw, "outcome": Outcome(raw["outcome"])})
         return records
 
+    def close_attempts(self) -> None:
+        """Takes away what killed sessions left open; only the process that holds the run may do so."""
+        for attempt in self.folder.glob("*/open/*"):
+            attempt.unlink(missing_ok=True)
+
     def forget(self, stage: str, units: set[str]) -> None:
         """Takes the records of `units` out of the ledger: they are due again."""
         for path in sorted((self.folder / stage).glob("*.jsonl")):
@@ -86,7 +91,7 @@ class LedgerWriter:
     def __init__(self, root: Path, stage: str) -> None:
         self._folder = root / "ledger" / stage
         self._records: list[Record] = []
-        self._attempts: list[Path] = []
+        self._attempts: dict[str, Path] = {}
         self._written = time.monotonic()
 
     def begin(self, unit: str, session: str) -> int:
@@ -98,11 +103,14 @@ class LedgerWriter:
         folder.mkdir(parents=True, exist_ok=True)
         attempt = folder / f"{unit}-{session}-{uuid.uuid4().hex[:8]}"
         attempt.touch()
-        self._attempts.append(attempt)
+        self._attempts[unit] = attempt
         return len(list(folder.glob(f"{unit}-{session}-*")))
 
     def add(self, record: Record) -> None:
+        """The unit's attempt ends here, before its record is on disk: whatever kills the worker now, it was not this unit."""
         self._records.append(record)
+        if attempt := self._attempts.pop(record.unit, None):
+            attempt.unlink(missing_ok=True)
         if time.monotonic() - self._written > _FLUSH_EVERY_S:
             self.flush()
 
@@ -110,13 +118,10 @@ class LedgerWriter:
         if self._records:
             lines = [json.dumps(asdict(r), separators=(",", ":"), sort_keys=True) for r in self._records]
             write_atomic(self._folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl", ("\n".join(lines) + "\n").encode())
-        units = {r.unit for r in self._records}
-        for attempt in self._attempts:
-            attempt.unlink(missing_ok=True)
-        for unit in units:  # attempts whose worker died are settled by the record too
+        for unit in {r.unit for r in self._records}:  # attempts whose worker died are settled by the record too
             for attempt in (self._folder / "open").glob(f"{unit}-*"):
                 attempt.unlink(missing_ok=True)
-        self._records, self._attempts, self._written = [], [], time.monotonic()
+        self._records, self._written = [], time.monotonic()
 
 
 def sweep(root: Path, records: dict[str, dict[str, Record]]) -> None:

@@ -18,6 +18,8 @@ from pipeline.storage import atomic_file, write_atomic, write_table
 from schemas.ids import content_digest, keyed_order
 from schemas.sample import INDEX_NAME, INDEX_SCHEMA, SampleInfo, finish_tar, read_index, sample_digest, write_tar_sample
 
+_NEXT_NUMBER = b"crosspair.next_tar"  # in the index's metadata: numbers are never reused
+
 
 @dataclass(frozen=True)
 class SampleFiles:
@@ -49,7 +51,7 @@ def pack(folder: Path, samples: Sequence[SampleFiles], *, max_mb: int, seed: int
     kept = _tars_still_good(old, wanted)
     rows = [r for r in old if r["tar"] in kept]
     placed = {r["sample"] for r in rows}
-    number = 1 + max((int(t.rsplit("-", 1)[1].removesuffix(".tar")) for t in _all_tars(folder, old)), default=-1)
+    number = _next_number(folder, old)
     by_split: dict[str, list[SampleFiles]] = defaultdict(list)
     for sample in sorted((s for k, s in wanted.items() if k not in placed), key=lambda s: keyed_order(s.info.key, seed)):
         by_split[sample.info.split].append(sample)
@@ -60,7 +62,7 @@ def pack(folder: Path, samples: Sequence[SampleFiles], *, max_mb: int, seed: int
             progress(f"{tar}: {len(group)} samples")
             number += 1
     rows.sort(key=lambda r: (r["tar"], r["members"][0]["offset"]))
-    index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+    index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata({_NEXT_NUMBER: str(number)}))
     write_table(folder / INDEX_NAME, index)  # the commit point
     card = dataset_card(folder.name, rows).encode()
     if not (folder / "README.md").is_file() or (folder / "README.md").read_bytes() != card:
@@ -75,8 +77,12 @@ def _old_index(folder: Path) -> list[dict]:
     return read_index(folder).to_pylist() if (folder / INDEX_NAME).is_file() else []
 
 
-def _all_tars(folder: Path, old: Sequence[dict]) -> set[str]:
-    return {r["tar"] for r in old} | {p.name for p in folder.glob("*-[0-9]*.tar")}
+def _next_number(folder: Path, old: Sequence[dict]) -> int:
+    """The first number that no published tar ever had. Tars that no index ever named, left by a kill, do not count."""
+    if not (folder / INDEX_NAME).is_file():
+        return 0
+    known = (read_index(folder).schema.metadata or {}).get(_NEXT_NUMBER)
+    return int(known) if known else 1 + max((int(r["tar"].rsplit("-", 1)[1].removesuffix(".tar")) for r in old), default=-1)
 
 
 def _tars_still_good(old: Sequence[dict], wanted: Mapping[str, SampleFiles]) -> set[str]:

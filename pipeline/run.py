@@ -14,7 +14,7 @@ from pipeline import tables
 from pipeline.books import Summary, list_run, save_outcomes, save_prepared, summarise
 from pipeline.config import RunConfig, fingerprints
 from pipeline.executor import cluster, run_graph
-from pipeline.ledger import sweep
+from pipeline.ledger import Ledger, sweep
 from pipeline.pack import pack
 from pipeline.plan import assign_splits, grow
 from pipeline.samples import sample_of
@@ -46,6 +46,7 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         raise ValueError(f"--until {until}: one of {', '.join(STEPS)}")
     root = (base / config.run).absolute()
     with exclusive(root):
+        Ledger(root).close_attempts()  # of sessions that were killed: this process alone holds the run now
         _write_run_file(root, config, watcher)
         clips, images = list_run(root, config, base)
         with cluster(config.ray) as start:

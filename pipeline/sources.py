@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,15 @@ CLIP_SUFFIXES = frozenset(
     f".{s}" for s in ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts", "264", "h264", "ogv", "ogg", "flv", "3gp")
 )
 IMAGE_SUFFIXES = frozenset(f".{s}" for s in ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp"))
-_MANIFESTS = {".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json, ".parquet": pq.read_table}
+_TEXT = {name: pa.string() for name in ("uri", "identity", "licence", "consent")}  # "007" is a name, not a number
+
+
+def _read_csv(path: Path) -> pa.Table:
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=pyarrow.csv.ConvertOptions(column_types=_TEXT))
+
+
+_MANIFESTS = {".csv": _read_csv, ".jsonl": pyarrow.json.read_json, ".parquet": pq.read_table}
 
 
 def list_sources(entries: str | Iterable[str], suffixes: frozenset[str], base: Path) -> list[SourceFile]:
@@ -47,25 +56,30 @@ def _expand(entry: str, suffixes: frozenset[str], base: Path) -> Iterable[Source
         return [_source(p) for p in files]
     if path.exists() or path.is_symlink():
         return [_source(path)]
-    matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 -- Path.glob takes no absolute pattern
-    return [_source(Path(p)) for p in matches if not Path(p).is_dir()]
+    pattern = str(Path(entry).expanduser())  # `base` is no part of it: brackets in it are brackets
+    matches = sorted(base / p for p in glob.glob(pattern, root_dir=base, recursive=True))  # noqa: PTH207 -- Path.glob takes no absolute one
+    return [_source(p) for p in matches if not p.is_dir()]
 
 
 def _manifest(path: Path) -> list[SourceFile]:
     table: pa.Table = _MANIFESTS[path.suffix.lower()](path)
     if "uri" not in table.column_names:
         raise ValueError(f"{path}: a manifest needs a column `uri`; it has {table.column_names}")
-    return [_source(path.parent / str(r["uri"]), r) for r in table.to_pylist()]
+    rows = table.to_pylist()
+    if not all(r["uri"] for r in rows):
+        raise ValueError(f"{path}: a row has no uri")
+    return [_source(path.parent / str(r["uri"]), r) for r in rows]
 
 
 def _source(path: Path, about: dict[str, Any] | None = None) -> SourceFile:
-    uri = str(path.absolute())
+    # A name that is no UTF-8 can stand in no table: such a file is listed under an escaped name, and ends as missing.
+    uri = os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")
     about = {k: "" if v is None else str(v) for k, v in (about or {}).items()}
     name = source_id(uri)
     return SourceFile(
         id=name,
         uri=uri,
-        identity=about.get("identity") or f"{path.stem}-{name[:6]}",
+        identity=about.get("identity") or f"{Path(uri).stem}-{name[:6]}",
         licence=about.get("licence", ""),
         consent=about.get("consent", ""),
     )

@@ -11,7 +11,7 @@ from pipeline.ledger import STAGES, Ledger
 from pipeline.storage import read_run_file
 from schemas.ids import content_digest, file_digest
 from schemas.outcomes import REASONS, Outcome
-from schemas.sample import MEMBERS, OPTIONAL_MEMBERS, SampleInfo, read_index, sample_digest
+from schemas.sample import INDEX_NAME, MEMBERS, OPTIONAL_MEMBERS, SampleInfo, read_index, sample_digest
 
 
 def verify(root: Path) -> list[str]:
@@ -21,7 +21,7 @@ def verify(root: Path) -> list[str]:
         ValueError: `root` is no run.
     """
     prints = read_run_file(root)["fingerprints"]
-    problems = [*_check_ledger(root, prints), *_check_tables(root)]
+    problems = [*_check_ledger(root, prints), *_check_tables(root, prints)]
     for folder in sorted(p for p in (root / "shards").glob("*") if p.is_dir()):
         problems += _check_set(root, folder)
     return problems
@@ -45,9 +45,17 @@ def _check_ledger(root: Path, prints: dict[str, str]) -> Iterator[str]:
             yield f"{attempt}: an attempt without an outcome; run `crosspair run` again"
 
 
-def _check_tables(root: Path) -> Iterator[str]:
-    """Every unit listed or planned has an outcome."""
+def _check_tables(root: Path, prints: dict[str, str]) -> Iterator[str]:
+    """Every unit listed or planned has an outcome, the one in the ledger; every set that the tables name is there."""
     rows = tables.load(root, "outcomes")
+    records = {stage: Ledger(root).read(stage, prints[stage]) for stage in STAGES}
+    for r in rows:
+        if r["stage"] in records:
+            record = records[r["stage"]].get(r["unit"])
+            if record is None:
+                yield f"ledger/{r['stage']}: no record of {r['unit']}, which the tables call {r['outcome']}"
+            elif record.outcome != r["outcome"] and r["reason"] != "duplicate":
+                yield f"tables: {r['stage']} of {r['unit']} is {r['outcome']}, in the ledger {record.outcome}"
     have = {(r["stage"], r["unit"]) for r in rows}
     for source in tables.load(root, "sources"):
         stage = "ingest" if source["kind"] == "clip" else "portraits"
@@ -58,7 +66,13 @@ def _check_tables(root: Path) -> Iterator[str]:
     clips = {c["clip"]: c["outcome"] for c in tables.load(root, "clips")}
     judged = {r["unit"] for r in rows if r["stage"] == "gates"}
     yield from (f"tables: clip {c} has no verdict" for c in clips if c not in judged)
-    for sample in tables.load(root, "samples"):
+    samples = tables.load(root, "samples")
+    if unplanned := {s["pair"] for s in samples} - {p["pair"] for p in tables.load(root, "pairs")}:
+        yield f"tables: {len(unplanned)} samples are of no planned pair"
+    for name in sorted({s["set"] for s in samples if s["tar"]}):
+        if not (root / "shards" / name / INDEX_NAME).is_file():
+            yield f"{root / 'shards' / name}: no index, though the tables name the set"
+    for sample in samples:
         if (sample["outcome"] == Outcome.DONE) != bool(sample["tar"]):
             yield f"tables: pair {sample['pair']} is {sample['outcome'] or 'out'}, but its tar is {sample['tar'] or 'none'}"
 
@@ -80,9 +94,13 @@ def _check_set(root: Path, folder: Path) -> Iterator[str]:
         yield from _check_tar(folder / name, members)
     if len({r["sample"] for r in rows}) < len(rows):
         yield f"{folder}: a sample stands twice in the index"
-    accepted = {s["pair"] for s in tables.load(root, "samples") if s["set"] == folder.name and s["tar"]}
-    for key in sorted(accepted ^ {r["sample"] for r in rows}):
-        yield f"{folder}: sample {key} is in {'the tables' if key in accepted else 'the index'} only"
+    accepted = {s["pair"]: s["tar"] for s in tables.load(root, "samples") if s["set"] == folder.name and s["tar"]}
+    indexed = {r["sample"]: r["tar"] for r in rows}
+    for key in sorted(accepted.keys() | indexed.keys()):
+        if key not in accepted or key not in indexed:
+            yield f"{folder}: sample {key} is in {'the tables' if key in accepted else 'the index'} only"
+        elif accepted[key] != indexed[key]:
+            yield f"{folder}: sample {key} is in {indexed[key]}, by the tables in {accepted[key]}"
 
 
 def _check_tar(path: Path, rows: list[dict]) -> Iterator[str]:
