@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-_ALWAYS = ("memory", "workers")
+_ALWAYS = ("memory",)
 _WITH_REAL_CLIPS = ("meshwarp",)
 
 

@@ -148,7 +148,7 @@ def contact_sheet(members: dict[str, bytes], *, columns: int = _COLUMNS, tile_px
         for tiles, picture in zip(rows, (target[k], driving[k], outlined, masked_driving(driving[k], masks)), strict=True):
             tiles.append(_fit(picture, tile_px))
     grid = np.vstack([np.hstack(tiles) for tiles in rows])
-    left = np.full((grid.shape[0], tile_px, 3), 24, np.uint8)
+    left = np.full((grid.shape[0], tile_px, 3), 128, np.uint8)
     left[:tile_px] = _fit(source, tile_px)
     return np.hstack([left, grid])
 

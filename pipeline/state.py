@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,24 @@ class Prepared:
     stills: list[PortraitUnit]  # from image files
     clip_verdicts: dict[str, Verdict]
     still_verdicts: dict[str, Verdict]
+
+    @cached_property
+    def shots_of(self) -> defaultdict[str, list[str]]:
+        """Source -> its shots."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for shot in self.shots:
+            found[shot.source.id].append(shot.id)
+        return found
+
+    @cached_property
+    def verdicts_of(self) -> defaultdict[str, list[Verdict]]:
+        """Source -> the verdicts on its clips and portraits."""
+        found: defaultdict[str, list[Verdict]] = defaultdict(list)
+        for clip in self.clips:
+            found[clip.source.id].append(self.clip_verdicts[clip.id])
+        for still in self.stills:
+            found[still.source.id].append(self.still_verdicts[still.id])
+        return found
 
     @property
     def accepted_clips(self) -> list[Clip]:
@@ -109,9 +129,8 @@ def source_verdict(source: SourceFile, state: Prepared) -> tuple[str, str]:
         return first.outcome, first.reason
     if source.id in state.duplicates:
         return Outcome.REJECTED, "duplicate"
-    shots = [s.id for s in state.shots if s.source.id == source.id]
-    verdicts = [state.clip_verdicts[c.id] for c in state.clips if c.source.id == source.id]
-    verdicts += [state.still_verdicts[p.id] for p in state.stills if p.source.id == source.id]
+    shots = state.shots_of[source.id]
+    verdicts = state.verdicts_of[source.id]
     if any(v.accepted for v in verdicts):
         return Outcome.DONE, ""
     if verdicts:
