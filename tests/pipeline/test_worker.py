@@ -1,0 +1,200 @@
+"""A worker: whatever a unit does, it costs only itself, and it has an outcome."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import worker
+from pipeline.config import LimitsConfig, RayConfig, RunConfig, fingerprints
+from pipeline.executor import run_graph
+from pipeline.ledger import Ledger, Record
+from pipeline.worker import OUTCOME, ROW, StageWorker, row
+from schemas.ids import source_id
+from schemas.outcomes import Outcome, Rejection
+from schemas.units import Shot, SourceFile
+from stages.outputs import Outputs
+
+REPO = Path(__file__).parents[2]
+
+
+def source(what: str, n: int = 0) -> SourceFile:
+    return SourceFile(id=source_id(f"/{what}/{n}"), uri=f"/{what}/{n}", identity=what, licence="", consent="")
+
+
+def act(unit: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[Shot]]:
+    """A stage that does what its unit's identity says."""
+    out.write("begun.bin", b"x")
+    match unit.identity:
+        case "reject":
+            raise Rejection("no_face", "no face here", {"looks": 3.0})
+        case "raise":
+            raise KeyError("boom")
+        case "raise_once":
+            flag = out.root / "raised_once"
+            if not flag.exists():
+                flag.touch()
+                raise RuntimeError("the first time only")
+        case "slow_tool":
+            raise subprocess.TimeoutExpired("ffmpeg", 1.0)
+        case "exit":
+            os._exit(1)
+        case "hang":
+            time.sleep(3600)
+        case "parent":
+            shot = Shot(id=f"shot-of-{unit.id}", source=unit, content="", first_frame=0, last_frame=1, folder=out.folder)
+            return {}, [shot]
+    return {"said": unit.identity}, []
+
+
+def config(**limits: float) -> RunConfig:
+    return RunConfig(run="run", clips="clips", limits=LimitsConfig(**limits), ray=RayConfig(workers=1))  # type: ignore[arg-type]
+
+
+def records(root: Path, stage: str = "ingest") -> dict[str, Record]:
+    return Ledger(root).read(stage, fingerprints(config())[stage])
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "build_stage", lambda name, config: act)
+
+
+def work(root: Path, *units: SourceFile, session: str = "s") -> list[dict[str, str]]:
+    import pyarrow as pa
+
+    batch = pa.Table.from_pylist([row("ingest", u) for u in units], schema=ROW)
+    result: list[dict[str, str]] = StageWorker(str(root), config(), ("ingest",), session)(batch).to_pylist()
+    return result
+
+
+def one(root: Path, what: str) -> Record:
+    work(root, source(what))
+    return records(root)[source(what).id]
+
+
+@pytest.mark.usefixtures("fake")
+class TestInProcess:
+    def test_done_names_the_winning_attempt(self, tmp_path: Path) -> None:
+        r = one(tmp_path, "good")
+        assert (r.outcome, r.reason, r.attempts, r.data) == (Outcome.DONE, "", 1, {"said": "good"})
+        assert (tmp_path / r.folder / "begun.bin").is_file() and set(r.digests) == {"begun.bin"}
+
+    def test_a_rejection_keeps_reason_and_scores_and_is_not_tried_again(self, tmp_path: Path) -> None:
+        r = one(tmp_path, "reject")
+        assert (r.outcome, r.reason, r.message, r.attempts, r.data) == (Outcome.REJECTED, "no_face", "no face here", 1, {"looks": 3.0})
+
+    def test_an_error_is_tried_again_and_then_final(self, tmp_path: Path) -> None:
+        r = one(tmp_path, "raise")
+        assert (r.outcome, r.reason, r.attempts) == (Outcome.FAILED, "error", 2)
+        assert "KeyError" in r.message and "boom" in r.message and "test_worker.py:" in r.message
+
+    def test_an_error_that_passes_is_forgiven(self, tmp_path: Path) -> None:
+        r = one(tmp_path, "raise_once")
+        assert (r.outcome, r.attempts) == (Outcome.DONE, 2)
+
+    def test_a_tool_that_takes_too_long_is_a_timeout(self, tmp_path: Path) -> None:
+        r = one(tmp_path, "slow_tool")
+        assert (r.outcome, r.reason) == (Outcome.FAILED, "timeout")
+
+    def test_what_failed_leaves_no_artifact(self, tmp_path: Path) -> None:
+        work(tmp_path, source("raise"), source("reject"), source("raise_once"))
+        left = {p.parent.name for p in (tmp_path / "artifacts/ingest").glob("*/*/*")}
+        assert left == {source("raise_once").id}
+
+    def test_one_bad_unit_leaves_its_batch_alone(self, tmp_path: Path) -> None:
+        told = work(tmp_path, source("good"), source("raise"), source("reject"), source("good", 1))
+        assert [r["stage"] for r in told] == [OUTCOME] * 4
+        assert {r.outcome for r in records(tmp_path).values()} == {"done", "failed", "rejected"}
+        assert not list((tmp_path / "ledger/ingest/open").iterdir())
+
+    def test_children_are_rows_of_the_next_stage(self, tmp_path: Path) -> None:
+        told = work(tmp_path, source("parent"))
+        assert [r["stage"] for r in told] == [OUTCOME, "faces"]
+        (r,) = records(tmp_path).values()
+        assert r.children[0]["id"] == told[1]["unit"]
+        assert worker.read_spec(Shot, told[1]["spec"]).source == source("parent")
+
+    def test_rows_of_other_stages_pass_through(self, tmp_path: Path) -> None:
+        import pyarrow as pa
+
+        batch = pa.Table.from_pylist([row("portraits", source("good"))], schema=ROW)
+        assert StageWorker(str(tmp_path), config(), ("ingest",), "s")(batch).equals(batch)
+
+    def test_a_unit_that_killed_twice_is_quarantined_unopened(self, tmp_path: Path) -> None:
+        for _ in range(2):
+            StageWorker(str(tmp_path), config(), ("ingest",), "s")._writers["ingest"].begin(source("good").id, "s")
+        work(tmp_path, source("good"))
+        r = records(tmp_path)[source("good").id]
+        assert (r.outcome, r.reason, r.attempts) == (Outcome.QUARANTINED, "worker_died", 2)
+        assert not (tmp_path / "artifacts").exists()
+
+    def test_a_stage_that_cannot_be_built_fails_its_units(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*_: object) -> Callable[..., Any]:
+            raise FileNotFoundError("no weights")
+
+        monkeypatch.setattr(worker, "build_stage", broken)
+        r = one(tmp_path, "good")
+        assert (r.outcome, r.reason) == (Outcome.FAILED, "error") and "no weights" in r.message
+
+
+@pytest.mark.parametrize("what", ["exit", "hang"])
+def test_a_death_leaves_its_unit_open_and_nothing_else(tmp_path: Path, what: str) -> None:
+    """In a process of its own: the unit before it is not blamed, though its record was lost with the worker."""
+    code = (
+        "import sys; from pathlib import Path; import test_worker as t; from pipeline import worker\n"
+        "worker.build_stage = lambda name, config: t.act\n"
+        "import pyarrow as pa\n"
+        "c = t.config(unit_s=1.0)\n"
+        f"rows = [t.row('ingest', t.source('good')), t.row('ingest', t.source({what!r}))]\n"
+        "t.StageWorker(sys.argv[1], c, ('ingest',), 's')(pa.Table.from_pylist(rows, schema=t.ROW))\n"
+    )
+    path = os.pathsep.join([str(REPO), str(Path(__file__).parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}, capture_output=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert [p.name.split("-")[0] for p in (tmp_path / "ledger/ingest/open").iterdir()] == [source(what).id]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_deaths_and_hangs_on_ray_cost_only_their_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of several rows, one worker: those that share a block with a killer are done, not blamed."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+    class FaultyWorker(StageWorker):
+        def _stage(self, name: str) -> Callable[..., Any]:
+            return act
+
+    monkeypatch.setattr("pipeline.executor.StageWorker", FaultyWorker)
+    units = [source("good", n) for n in range(18)]
+    units[5:5] = [source("exit")]
+    units[10:10] = [source("raise")]
+    units[14:14] = [source("hang")]
+    units.append(source("reject"))
+    seen: list[tuple[str, str]] = []
+    counts = run_graph(
+        [row("ingest", u) for u in units],
+        (("ingest",),),
+        tmp_path,
+        config(unit_s=3.0),
+        lambda stage, outcome, reason: seen.append((outcome, reason)),
+    )
+    outcomes = {u.uri: records(tmp_path)[u.id] for u in units}
+    assert {uri: (r.outcome, r.reason) for uri, r in outcomes.items() if r.outcome != "done"} == {
+        "/exit/0": ("quarantined", "worker_died"),
+        "/hang/0": ("quarantined", "worker_died"),
+        "/raise/0": ("failed", "error"),
+        "/reject/0": ("rejected", "no_face"),
+    }
+    assert sum(counts.values()) == len(seen) == len(units)
+    assert not list((tmp_path / "ledger/ingest/open").iterdir())
