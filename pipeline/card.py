@@ -39,9 +39,21 @@ Format `{FORMAT}`, written by crosspair. Each sample holds a real clip of a perf
 
 
 def _features(*, with_audio: bool) -> list[dict]:
-    binary = [{"name": n, "dtype": "binary"} for n in ("controls.npz", "driving.mp4", "regions.npz", "target.mp4")]
+    binary = [{"name": n, "dtype": "binary"} for n in ("driving.mp4", "target.mp4")]
+    controls = [{"name": n, **_nested("float32", 3)} for n in ("driving_points", "driving_pose", "target_points", "target_pose")]
+    outlines = [{"name": "outlines", **_nested("float32", 4)}, {"name": "valid", **_nested("bool", 2)}]
+    arrays = [{"name": "controls.npz", "struct": controls}, {"name": "regions.npz", "struct": outlines}]  # `datasets` unpacks .npz
     audio = [{"name": "audio.flac", "dtype": "binary"}] if with_audio else []
     info = [{"name": f.name, "dtype": _JSON_TYPES[str(f.type)]} for f in fields(SampleInfo)]
     image = [{"name": "source.png", "dtype": "image"}]
     keys = [{"name": "__key__", "dtype": "string"}, {"name": "__url__", "dtype": "string"}]
-    return [*binary, *audio, *image, {"name": "json", "struct": info}, *keys]
+    return [*binary, *arrays, *audio, *image, {"name": "json", "struct": info}, *keys]
+
+
+def _nested(dtype: str, depth: int) -> dict:
+    """A feature: lists of lists, `depth` deep."""
+    inner: str | dict = dtype
+    for _ in range(depth):
+        inner = {"list": inner}
+    assert isinstance(inner, dict)
+    return inner

@@ -57,16 +57,18 @@ class Ledger:
         self.folder = root / "ledger"
 
     def read(self, stage: str, fingerprint: str) -> dict[str, Record]:
-        """Unit -> the record that counts: the first `done`, else the last."""
+        """Unit -> the record that counts: the first `done`, else the last. Raises ValueError for a damaged segment."""
         records: dict[str, Record] = {}
         for path in sorted((self.folder / stage).glob("*.jsonl")):
-            for line in path.read_text().splitlines():
-                raw = json.loads(line)
-                if raw["fingerprint"] != fingerprint:
-                    continue
-                known = records.get(raw["unit"])
+            try:
+                segment = [json.loads(line) for line in path.read_text().splitlines()]
+                here = [Record(**{**raw, "outcome": Outcome(raw["outcome"])}) for raw in segment if raw["fingerprint"] == fingerprint]
+            except (ValueError, KeyError, TypeError) as e:
+                raise ValueError(f"{path}: a damaged segment of the ledger; take it away, and what it tells of is done again: {e!r}") from e
+            for record in here:
+                known = records.get(record.unit)
                 if known is None or known.outcome != Outcome.DONE:
-                    records[raw["unit"]] = Record(**{**raw, "outcome": Outcome(raw["outcome"])})
+                    records[record.unit] = record
         return records
 
     def close_attempts(self) -> None:

@@ -21,7 +21,10 @@ def verify(root: Path) -> list[str]:
         ValueError: `root` is no run.
     """
     prints = read_run_file(root)["fingerprints"]
-    problems = [*_check_ledger(root, prints), *_check_tables(root, prints)]
+    try:
+        problems = [*_check_ledger(root, prints), *_check_tables(root, prints)]
+    except ValueError as e:  # a damaged segment: nothing can be said of the rest
+        problems = [str(e)]
     for folder in sorted(p for p in (root / "shards").glob("*") if p.is_dir()):
         problems += _check_set(root, folder)
     return problems
