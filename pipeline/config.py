@@ -76,6 +76,10 @@ class RunConfig:
             raise ValueError(f"video.size_px is {self.video.size_px}; it must be a multiple of 16, at least 64")
         if self.video.fps < 1 or self.pairs.per_clip < 1 or self.shards.max_mb < 1:
             raise ValueError("video.fps, pairs.per_clip and shards.max_mb must be at least 1")
+        if self.limits.attempts < 1 or self.limits.unit_s <= 0 or self.faces.survey_every < 1 or self.ray.workers < 0:
+            raise ValueError("limits.attempts and faces.survey_every must be at least 1, limits.unit_s above 0, ray.workers not below")
+        if not self.set_name.replace("_", "").replace("-", "").isalnum():
+            raise ValueError(f"shards.name becomes a folder's name: letters, digits, - and _ only, not {self.shards.name!r}")
         if not self.splits or min(self.splits.values()) < 0 or abs(sum(self.splits.values()) - 1) > 1e-6:
             raise ValueError(f"splits must be shares that sum to 1, not {self.splits}")
         if any(not name.replace("_", "").isalnum() for name in self.splits):

@@ -107,6 +107,10 @@ def test_a_config_cannot_build_objects(tmp_path: Path) -> None:
         ({"splits": {"a/b": 1.0}}, "letters"),
         ({"gates": {"min_face": 3}}, "gates.min_face_px"),
         ({"reenactor": {"engine": "none"}}, "engine"),
+        ({"limits": {"attempts": 0}}, "limits.attempts"),
+        ({"limits": {"unit_s": 0}}, "limits.unit_s"),
+        ({"faces": {"survey_every": 0}}, "faces.survey_every"),
+        ({"shards": {"name": "../elsewhere"}}, "shards.name"),
     ],
 )
 def test_a_run_that_cannot_work_is_refused(more: dict, says: str) -> None:
