@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Finished
+from smallworld import Finished
 
 from schemas.ids import content_digest
 from schemas.regions import Regions

@@ -16,8 +16,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import CONFIG, EXPECTED, PEOPLE, Finished, Silent, World
 from faceclips import moving_face, write_clip
+from smallworld import CONFIG, EXPECTED, PEOPLE, Finished, Silent, World
 
 from pipeline.status import status
 from pipeline.storage import exclusive

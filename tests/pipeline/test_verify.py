@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from smallworld import Finished
 
 from pipeline.verify import diff, verify
 from schemas.sample import INDEX_NAME, read_index
@@ -223,8 +224,8 @@ def test_a_run_that_was_moved_still_verifies(copied: Path) -> None:
     assert verify(copied) == []
 
 
-def test_the_same_run_differs_in_nothing(copied: Path, finished: object) -> None:
-    assert diff(copied, finished.root) == []  # type: ignore[attr-defined]
+def test_the_same_run_differs_in_nothing(copied: Path, finished: Finished) -> None:
+    assert diff(copied, finished.root) == []
 
 
 @pytest.mark.parametrize(
@@ -236,15 +237,15 @@ def test_the_same_run_differs_in_nothing(copied: Path, finished: object) -> None
         (add_a_tar, "train-000099.tar differs"),
     ],
 )
-def test_what_differs_is_named(copied: Path, finished: object, fault: Callable[[Path], str], says: str) -> None:
+def test_what_differs_is_named(copied: Path, finished: Finished, fault: Callable[[Path], str], says: str) -> None:
     fault(copied)
-    differences = diff(finished.root, copied)  # type: ignore[attr-defined]
+    differences = diff(finished.root, copied)
     assert any(says in d for d in differences), differences
 
 
-def test_another_set_is_a_difference(copied: Path, finished: object) -> None:
+def test_another_set_is_a_difference(copied: Path, finished: Finished) -> None:
     shutil.copytree(shards(copied), copied / "shards" / "other")
-    assert diff(finished.root, copied) == ["set other is in one run only"]  # type: ignore[attr-defined]
+    assert diff(finished.root, copied) == ["set other is in one run only"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
