@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -85,12 +85,28 @@ def has_timestamps(container: av.container.InputContainer) -> bool:
 def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0) -> Iterator[SourceFrame]:
     """Frames in presentation order, decoded on one thread, one at a time.
 
-    With `start_pts` the first frame yielded is the one with that timestamp, and counts as `start_index`.
+    With `start_pts` the first frame yielded is the one with that timestamp, and counts as `start_index`. Many containers cannot be
+    sought in exactly (MPEG-TS, AVI, open GOPs): where the frame is not found by seeking, frames are counted from the beginning.
     Damage after the first frame ends the stream early; the caller sees fewer frames.
 
     Raises:
         Rejection: as `open_video`; decode_error when not even one frame can be decoded.
     """
+    if start_pts is not None:
+        sought = _decode(path, start_pts, start_index)
+        try:
+            first = next(sought, None)
+        except Rejection:
+            first = None
+        if first is not None and first.pts in (start_pts, -1):
+            yield first
+            yield from sought
+            return
+        sought.close()
+    yield from _decode(path, None, start_index)
+
+
+def _decode(path: Path, start_pts: int | None, start_index: int) -> Generator[SourceFrame, None, None]:
     with open_video(path) as container:
         stream = container.streams.video[0]
         if stream.codec_context is None:

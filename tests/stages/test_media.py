@@ -308,6 +308,26 @@ def test_a_start_by_timestamp_gives_that_frame_and_its_number(tmp_path: Path) ->
         np.testing.assert_array_equal(first.rgb, whole[k].rgb)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.ts", ["-c:v", "libx264", "-bf", "3", "-g", "30"]),
+        ("a.mp4", ["-c:v", "libx264", "-bf", "3", "-g", "30", "-x264-params", "open-gop=1"]),
+        ("a.mkv", ["-c:v", "libx264", "-bf", "3", "-g", "30", "-x264-params", "open-gop=1"]),
+        ("a.avi", ["-c:v", "mpeg4", "-bf", "2", "-g", "30"]),
+    ],
+)
+def test_a_start_is_exact_where_containers_cannot_be_sought_in_exactly(tmp_path: Path, name: str, codec: list[str]) -> None:
+    path = tmp_path / name
+    picture = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=3", "-threads", "1"]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *picture, *codec, str(path)], check=True)
+    whole = list(decode(path))
+    for k in (1, 27, 28, 29, 30, 31, 56, 57, 58, 59, 60, 61, 74):
+        first = next(iter(decode(path, start_pts=whole[k].pts, start_index=k)))
+        assert (first.index, first.pts) == (k, whole[k].pts)
+        np.testing.assert_array_equal(first.rgb, whole[k].rgb)
+
+
 def test_a_start_without_timestamps_counts_frames(tmp_path: Path) -> None:
     """Files whose time stamps repeat cannot be sought in."""
     path = face_clip(tmp_path / "a.mp4", frames=20, sound=False)
