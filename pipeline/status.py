@@ -36,16 +36,20 @@ def status(root: Path) -> dict[str, Any]:
         seconds = sum(r.seconds for r in records[stage].values())
         if seconds:
             rate[stage] = round(len(records[stage]) / seconds, 3)
-            left_s += left / rate[stage]
+            left_s += left * seconds / len(records[stage])
         elif left:
-            left_s = -1.0
-            break
+            left_s = float("inf")  # nothing of it is done yet, so nobody knows
     for r in tables.load(root, "outcomes"):
         if r["stage"] in ("gates", "plan", "quality"):
             counts_by = stages.setdefault(r["stage"], {**dict.fromkeys((o.value for o in Outcome), 0), "left": 0})
             counts_by[r["outcome"]] += 1
             reasons.update([r["reason"]] if r["reason"] else [])
-    return {"stages": stages, "reasons": dict(sorted(reasons.items())), "rate": rate, "seconds_left": round(left_s, 1)}
+    return {
+        "stages": stages,
+        "reasons": dict(sorted(reasons.items())),
+        "rate": rate,
+        "seconds_left": round(left_s, 1) if left_s < float("inf") else -1.0,
+    }
 
 
 def _expected(root: Path, records: dict[str, dict[str, Any]]) -> dict[str, set[str]]:

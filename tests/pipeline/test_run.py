@@ -117,6 +117,17 @@ def test_status_counts_what_was_done(finished: Finished) -> None:
     assert state == json.loads(json.dumps(status(finished.root)))
 
 
+def test_status_names_every_stage_while_some_have_not_begun(copied: Path) -> None:
+    """And a unit that took hours does not divide by zero."""
+    shutil.rmtree(copied / "ledger/motion")
+    for path in (copied / "ledger/ingest").glob("*.jsonl"):
+        raw = [{**json.loads(line), "seconds": 1e9} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(r) + "\n" for r in raw))
+    state = status(copied)
+    assert list(state["stages"])[:6] == ["ingest", "faces", "portraits", "motion", "reenact", "regions"]
+    assert state["stages"]["motion"]["left"] == 4 and state["seconds_left"] == -1.0
+
+
 def test_one_worker_makes_the_same_bytes(finished: Finished, world: World) -> None:
     world.run("one", ray=replace(world.config.ray, workers=1))
     assert diff(finished.root, world.base / "one") == []
