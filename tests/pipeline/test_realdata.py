@@ -17,6 +17,8 @@ from pipeline.verify import verify
 from schemas.config import parse_config
 from schemas.sample import read_index
 
+pytestmark = pytest.mark.timeout(1800)  # the run counts towards the first test, and machines are busy
+
 # What a person would say of a clip: every verdict that is right. The notes are MANIFEST.csv's.
 CLIPS: dict[str, set[str]] = {
     "lp_d0.mp4": {"done"},  # one man, frontal, changes of expression
