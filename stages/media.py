@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -25,6 +25,8 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,h264,ogg,flv"
 _SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 _RAW_STREAMS = {"h264"}  # no container, so no timestamps that mean anything
 _MIN_SUFFIX_OF_MP4 = b"ftyp"
+_SEEK_BACK_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # a stream may be joined only at a key frame; few are 16 s apart
+_DISORDER_S = 0.5  # time stamps out of order by no more than this belong together
 
 
 @dataclass(frozen=True)
@@ -85,55 +87,84 @@ def has_timestamps(container: av.container.InputContainer) -> bool:
 def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0) -> Iterator[SourceFrame]:
     """Frames in presentation order, decoded on one thread, one at a time.
 
-    With `start_pts` the first frame yielded is the one with that timestamp, and counts as `start_index`. Many containers cannot be
-    sought in exactly (MPEG-TS, AVI, open GOPs): where the frame is not found by seeking, frames are counted from the beginning.
+    With `start_pts`, which no other frame may have, the first frame yielded is the one with that timestamp, and counts as
+    `start_index`. Many containers cannot be sought in exactly (MPEG-TS, AVI, open GOPs, fragmented MP4): where the frame is not
+    found by seeking to it, nor by seeking a few seconds earlier, frames are counted from the beginning.
     Damage after the first frame ends the stream early; the caller sees fewer frames.
 
     Raises:
         Rejection: as `open_video`; decode_error when not even one frame can be decoded.
     """
     if start_pts is not None:
-        sought = _decode(path, start_pts, start_index)
-        try:
-            first = next(sought, None)
-        except Rejection:
-            first = None
-        if first is not None and first.pts in (start_pts, -1):
-            yield first
-            yield from sought
+        found = False
+        for frame in _decode_from(path, start_pts, start_index):
+            found = True
+            yield frame
+        if found:
             return
-        sought.close()
-    yield from _decode(path, None, start_index)
+    with _open_stream(path) as (container, stream):
+        decoded = False
+        try:
+            for index, raw in enumerate(container.decode(stream)):
+                decoded = True
+                if index >= start_index:
+                    yield _source_frame(container, stream, index, raw)
+        except av.FFmpegError as e:
+            if not decoded:
+                raise Rejection("decode_error", f"{path}: {e.strerror or e}") from e
+        if not decoded:
+            raise Rejection("decode_error", f"{path}: holds a video stream without a frame")
 
 
-def _decode(path: Path, start_pts: int | None, start_index: int) -> Generator[SourceFrame, None, None]:
+def _decode_from(path: Path, pts: int, index: int) -> Iterator[SourceFrame]:
+    """Frames from the one with time stamp `pts` on, which is number `index`; none where seeking does not find it."""
+    with _open_stream(path) as (container, stream):
+        if has_timestamps(container):
+            for number, raw in enumerate(_seek(container, stream, pts), index):
+                yield _source_frame(container, stream, number, raw)
+
+
+def _seek(container: av.container.InputContainer, stream: av.VideoStream, pts: int) -> Iterator[av.VideoFrame]:
+    """Frames from the one with time stamp `pts` on; none where it is not found."""
+    ticks_per_s = float(1 / stream.time_base) if stream.time_base else 1.0
+    for back_s in _SEEK_BACK_S:
+        try:
+            container.seek(int(pts - back_s * ticks_per_s), stream=stream, backward=True)
+            frames = container.decode(stream)
+            first = _find(frames, pts, pts + _DISORDER_S * ticks_per_s)
+        except av.FFmpegError:
+            continue
+        if first is not None:
+            yield first
+            with suppress(av.FFmpegError):  # damage ends the stream early
+                yield from frames
+            return
+
+
+def _find(frames: Iterator[av.VideoFrame], pts: int, latest: float) -> av.VideoFrame | None:
+    """The frame with time stamp `pts`, unless one later than `latest` comes first: then the place sought lies behind it."""
+    for raw in frames:
+        if raw.pts == pts:
+            return raw
+        if raw.pts is not None and raw.pts > latest:
+            return None
+    return None
+
+
+@contextmanager
+def _open_stream(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     with open_video(path) as container:
         stream = container.streams.video[0]
         if stream.codec_context is None:
             raise Rejection("decode_error", f"{path}: nobody here knows the codec of its video stream")
         stream.codec_context.thread_count = 1  # we parallelise over units, not inside one
-        offset_s = (container.start_time or 0) / av.time_base
-        timed = has_timestamps(container)
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-        if start_pts is not None and timed:
-            container.seek(start_pts, stream=stream, backward=True)
-        index = start_index if start_pts is not None and timed else 0
-        decoded = 0
-        try:
-            for frame in container.decode(stream):
-                decoded += 1
-                pts = frame.pts if timed and frame.pts is not None else -1
-                if index < start_index or (start_pts is not None and timed and pts < start_pts):
-                    index += start_pts is None or not timed  # frames before the place sought do not count
-                    continue
-                time_s = frame.time - offset_s if pts != -1 else index / rate
-                yield SourceFrame(index, pts, time_s, frame)
-                index += 1
-        except av.FFmpegError as e:
-            if decoded == 0:
-                raise Rejection("decode_error", f"{path}: {e.strerror or e}") from e
-        if decoded == 0:
-            raise Rejection("decode_error", f"{path}: holds a video stream without a frame")
+        yield container, stream
+
+
+def _source_frame(container: av.container.InputContainer, stream: av.VideoStream, index: int, raw: av.VideoFrame) -> SourceFrame:
+    if has_timestamps(container) and raw.pts is not None:
+        return SourceFrame(index, raw.pts, raw.time - (container.start_time or 0) / av.time_base, raw)
+    return SourceFrame(index, -1, index / float(stream.average_rate or stream.guessed_rate or 25), raw)
 
 
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:

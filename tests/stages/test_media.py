@@ -22,7 +22,7 @@ from PIL import Image
 from schemas.ids import file_digest
 from schemas.outcomes import Rejection
 from schemas.video import decode_video
-from stages.media import VideoWriter, decode, encode_flac, encode_png, extract_sound, open_video, read_image
+from stages.media import VideoWriter, _decode_from, decode, encode_flac, encode_png, extract_sound, open_video, read_image
 
 REPO = Path(__file__).parents[2]
 
@@ -308,24 +308,32 @@ def test_a_start_by_timestamp_gives_that_frame_and_its_number(tmp_path: Path) ->
         np.testing.assert_array_equal(first.rgb, whole[k].rgb)
 
 
+def made_by_ffmpeg(path: Path, *options: str, seconds: float = 3) -> Path:
+    picture = ["-f", "lavfi", "-i", f"testsrc2=s=64x48:r=25:d={seconds}", "-threads", "1"]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *picture, *options, str(path)], check=True)
+    return path
+
+
 @pytest.mark.parametrize(
     ("name", "codec"),
     [
-        ("a.ts", ["-c:v", "libx264", "-bf", "3", "-g", "30"]),
-        ("a.mp4", ["-c:v", "libx264", "-bf", "3", "-g", "30", "-x264-params", "open-gop=1"]),
-        ("a.mkv", ["-c:v", "libx264", "-bf", "3", "-g", "30", "-x264-params", "open-gop=1"]),
-        ("a.avi", ["-c:v", "mpeg4", "-bf", "2", "-g", "30"]),
+        ("a.ts", "-c:v libx264 -bf 3 -g 30"),
+        ("long.ts", "-c:v libx264 -bf 3 -g 250"),
+        ("a.flv", "-c:v libx264 -bf 3 -g 30"),
+        ("a.mp4", "-c:v libx264 -bf 3 -g 30 -x264-params open-gop=1"),
+        ("fragments.mp4", "-c:v libx264 -bf 3 -g 30 -movflags frag_keyframe+empty_moov"),
+        ("a.mkv", "-c:v libx264 -bf 3 -g 30 -x264-params open-gop=1"),
+        ("a.avi", "-c:v mpeg4 -bf 2 -g 30"),
     ],
 )
-def test_a_start_is_exact_where_containers_cannot_be_sought_in_exactly(tmp_path: Path, name: str, codec: list[str]) -> None:
-    path = tmp_path / name
-    picture = ["-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=3", "-threads", "1"]
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *picture, *codec, str(path)], check=True)
+def test_a_start_is_exact_where_containers_cannot_be_sought_in_exactly(tmp_path: Path, name: str, codec: str) -> None:
+    path = made_by_ffmpeg(tmp_path / name, *codec.split(), seconds=16)
     whole = list(decode(path))
-    for k in (1, 27, 28, 29, 30, 31, 56, 57, 58, 59, 60, 61, 74):
+    for k in (1, 27, 28, 29, 30, 31, 56, 57, 58, 59, 60, 61, 74, 199, 301, 399):
         first = next(iter(decode(path, start_pts=whole[k].pts, start_index=k)))
         assert (first.index, first.pts) == (k, whole[k].pts)
         np.testing.assert_array_equal(first.rgb, whole[k].rgb)
+        assert next(_decode_from(path, whole[k].pts, k), None) is not None, "all frames before it were decoded"
 
 
 def test_a_start_without_timestamps_counts_frames(tmp_path: Path) -> None:
