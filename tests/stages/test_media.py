@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import subprocess
@@ -354,8 +355,46 @@ def test_late_sound_stays_in_its_place(tmp_path: Path, late_s: float) -> None:
     assert np.flatnonzero(sound > 5000)[0] / AUDIO_HZ == pytest.approx(0.5 + late_s, abs=0.03)
 
 
+@pytest.mark.parametrize("name_and_codec", ["a.ts", "a.flv", "a.mkv", "a.ogv -c:v libtheora -c:a libvorbis"], ids=lambda n: n.split()[0])
+def test_late_sound_stays_in_its_place_in_every_container(tmp_path: Path, name_and_codec: str) -> None:
+    name, *codec = name_and_codec.split()
+    late_click = ["-itsoffset", "0.6", "-f", "lavfi", "-i", "aevalsrc=0.9*sin(5000*t)*between(t\\,0.3\\,0.32):d=2:s=44100"]
+    path = made_by_ffmpeg(tmp_path / name, *late_click, *codec)
+    assert extract_sound(path, tmp_path / "a.s16", 3.0, timeout_s=30)
+    sound = np.abs(np.frombuffer((tmp_path / "a.s16").read_bytes(), "<i2").astype(int))
+    assert np.flatnonzero(sound > 5000)[0] / AUDIO_HZ == pytest.approx(0.9, abs=0.03)
+
+
 def test_no_sound_is_no_file(tmp_path: Path) -> None:
     assert not extract_sound(face_clip(tmp_path / "a.mp4", sound=False), tmp_path / "a.s16", 1.0, timeout_s=30)
+    assert not (tmp_path / "a.s16").exists()
+
+
+def test_a_killed_ffmpeg_is_no_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it wrote before it was killed is not taken for the sound."""
+    path, out, killed = face_clip(tmp_path / "a.mp4"), tmp_path / "a.s16", tmp_path / "ffmpeg"
+    killed.write_text(f"#!/bin/sh\nhead -c 999 /dev/zero > {out}\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(killed))
+    with pytest.raises(OSError, match=r"a\.mp4: ffmpeg was ended by signal 9"):
+        extract_sound(path, out, 1.0, timeout_s=30)
+    assert not out.exists()
+
+
+def test_a_full_disk_is_no_silence(tmp_path: Path) -> None:
+    out = tmp_path / "a.s16"
+    out.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as e:
+        extract_sound(face_clip(tmp_path / "a.mp4"), out, 1.0, timeout_s=30)
+    assert e.value.errno == errno.ENOSPC and str(tmp_path / "a.mp4") in str(e.value)
+    assert not out.is_symlink()
+
+
+def test_sound_damaged_throughout_is_no_sound(tmp_path: Path) -> None:
+    path, damaged = face_clip(tmp_path / "a.mp4"), tmp_path / "damaged.mp4"
+    command = ["-loglevel", "error", "-i", str(path), "-c", "copy", "-bsf:a", "noise=amount=1", str(damaged)]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *command], check=True)
+    assert not extract_sound(damaged, tmp_path / "a.s16", 1.0, timeout_s=30)
     assert not (tmp_path / "a.s16").exists()
 
 
