@@ -24,7 +24,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from schemas.outcomes import Rejection
 
 SAMPLE_RATE_HZ = 16_000
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,h264,ogg,flv"
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,h264,ogg,flv"
 _SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 _RAW_STREAMS = {"h264"}  # no container, so no timestamps that mean anything
 _MIN_SUFFIX_OF_MP4 = b"ftyp"

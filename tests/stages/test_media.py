@@ -197,7 +197,7 @@ SDP = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 50
 
 
 @pytest.mark.parametrize("text", [HLS, "ffconcat version 1.0\nfile sibling.mp4\n", SDP, "file 'sibling.mp4'\n"])
-@pytest.mark.parametrize("name", ["evil.mp4", "evil.m3u8", "evil.ffconcat", "evil.sdp"])
+@pytest.mark.parametrize("name", ["evil.mp4", "evil.mpg", "evil.m3u8", "evil.ffconcat", "evil.sdp"])
 def test_a_playlist_opens_no_other_file(tmp_path: Path, sibling: Path, text: str, name: str) -> None:
     (tmp_path / name).write_text(text)
     assert reason_of(tmp_path / name) == "not_media"
@@ -325,6 +325,7 @@ def made_by_ffmpeg(path: Path, *options: str, seconds: float = 3) -> Path:
         ("fragments.mp4", "-c:v libx264 -bf 3 -g 30 -movflags frag_keyframe+empty_moov"),
         ("a.mkv", "-c:v libx264 -bf 3 -g 30 -x264-params open-gop=1"),
         ("a.avi", "-c:v mpeg4 -bf 2 -g 30"),
+        ("a.mpg", "-c:v mpeg2video -bf 2 -g 30"),
     ],
 )
 def test_a_start_is_exact_where_containers_cannot_be_sought_in_exactly(tmp_path: Path, name: str, codec: str) -> None:
@@ -355,7 +356,9 @@ def test_late_sound_stays_in_its_place(tmp_path: Path, late_s: float) -> None:
     assert np.flatnonzero(sound > 5000)[0] / AUDIO_HZ == pytest.approx(0.5 + late_s, abs=0.03)
 
 
-@pytest.mark.parametrize("name_and_codec", ["a.ts", "a.flv", "a.mkv", "a.ogv -c:v libtheora -c:a libvorbis"], ids=lambda n: n.split()[0])
+@pytest.mark.parametrize(
+    "name_and_codec", ["a.ts", "a.mpg", "a.flv", "a.mkv", "a.ogv -c:v libtheora -c:a libvorbis"], ids=lambda n: n.split()[0]
+)
 def test_late_sound_stays_in_its_place_in_every_container(tmp_path: Path, name_and_codec: str) -> None:
     name, *codec = name_and_codec.split()
     late_click = ["-itsoffset", "0.6", "-f", "lavfi", "-i", "aevalsrc=0.9*sin(5000*t)*between(t\\,0.3\\,0.32):d=2:s=44100"]
