@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from schemas.ids import file_digest, portrait_id, portrait_id_of_frame
+from schemas.ids import portrait_id, portrait_id_of_frame
 from schemas.outcomes import Rejection
 from schemas.units import Clip, PortraitUnit, SourceFile
+from stages.content import check_content, read_content
 from stages.faces import STILL, TRACK, FacesConfig, Survey, cut_square, encode_track, face_luma, score
 from stages.head import crop_square, face_size
 from stages.media import check_readable, encode_png, read_image
@@ -31,8 +32,11 @@ class Portraits:
         """What was measured, and one portrait. Raises Rejection: no_face, several_faces, or for input that is no image."""
         path = Path(source.uri)
         check_readable(path)
-        content = file_digest(path)
-        picture = read_image(path)
+        content, stamp = read_content(path)
+        try:
+            picture = read_image(path)
+        finally:
+            check_content(path, content, stamp)
         boxes = self._survey.look(picture)
         if not len(boxes):
             raise Rejection("no_face", f"{path}: no face")
@@ -61,7 +65,14 @@ class Portraits:
             digests=dict(out.digests),
             scores=scores,
         )
-        return {"content": content, "width": picture.shape[1], "height": picture.shape[0]}, [portrait]
+        data = {
+            "content": content,
+            "size_bytes": stamp.size_bytes,
+            "mtime_ns": stamp.mtime_ns,
+            "width": picture.shape[1],
+            "height": picture.shape[0],
+        }
+        return data, [portrait]
 
 
 def portrait_of_clip(clip: Clip) -> PortraitUnit:
