@@ -13,14 +13,19 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
 from schemas.arrays import decode_arrays, encode_arrays
-from schemas.ids import file_digest, shot_id
+from schemas.ids import shot_id
 from schemas.outcomes import Rejection
 from schemas.units import Shot, SourceFile
-from stages.media import SourceFrame, check_readable, decode, extract_sound
+from stages.content import check_content, read_content
+from stages.media import DISORDER_S, SourceFrame, check_readable, decode, extract_sound
 from stages.outputs import Outputs
 
 TIMING, SOUND = "timing.npz", "sound.s16"
 _THUMB_PX = 160  # cuts are seen as well in small pictures
+_MAX_GAP_S = 2.0  # a frame that stays longer is the last one of its shot
+_MAX_PAUSE_S = 10.0  # a clock that jumps farther is another clock; ffmpeg takes it so too
+_UNKNOWN_PAUSE_S = 3.0  # what is put for such a jump: longer than a gap within a shot
+_MAX_SHOT_S = 600.0  # longer ones are cut, so that the work of one unit has a bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,24 +40,29 @@ class IngestConfig:
 class Ingest:
     """Source file -> shots."""
 
-    name, version = "ingest", 1
+    name, version = "ingest", 2
 
     def __init__(self, config: IngestConfig) -> None:
         self.config = config
 
     def __call__(self, source: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[Shot]]:
-        """What was measured, and the shots. Raises Rejection for input that is none."""
+        """What was measured, and the shots. Raises Rejection for input that is none, ValueError if it changes meanwhile."""
         path = Path(source.uri)
         check_readable(path)
-        content = file_digest(path)
-        pts, times, cuts, size = self._look_through(path)
+        content, stamp = read_content(path)
+        try:
+            pts, shown_s, cuts, size = self._look_through(path)
+            times, jumps, sound_until_s = settle_times(shown_s)
+            # half the time: else the unit's own watchdog comes first, and nobody learns that it was ffmpeg that hung
+            has_audio = extract_sound(path, out.path(SOUND), sound_until_s + 1.0, timeout_s=out.seconds / 2)
+        finally:
+            check_content(path, content, stamp)
         out.write(TIMING, encode_arrays({"pts": pts, "times": times}))
-        has_audio = extract_sound(path, out.path(SOUND), float(times[-1]) + 1.0, timeout_s=out.seconds)
         if has_audio:
             out.seal(SOUND)
         else:
             out.drop(SOUND)
-        bounds = [0, *cuts, len(times)]
+        bounds = shot_bounds(times, {*cuts, *jumps})
         shots = [
             Shot(
                 id=shot_id(source.id, content, a, b - 1), source=source, content=content, first_frame=a, last_frame=b - 1, folder=out.folder
@@ -61,6 +71,8 @@ class Ingest:
         ]
         data = {
             "content": content,
+            "size_bytes": stamp.size_bytes,
+            "mtime_ns": stamp.mtime_ns,
             "frames": len(times),
             "duration_s": float(times[-1] - times[0]),
             "fps": source_rate(times),
@@ -71,7 +83,7 @@ class Ingest:
         return data, shots
 
     def _look_through(self, path: Path) -> tuple[np.ndarray, np.ndarray, list[int], tuple[int, int]]:
-        """Time stamps int64 (N,), times float64 (N,) in s, first frames of all shots but the first, and the upright (width, height)."""
+        """Time stamps int64 (N,), the same in s float64 (N,), first frames of all shots but the first, and the upright (width, height)."""
         config = self.config
         detector = AdaptiveDetector(config.cut_ratio, min_scene_len=config.min_shot_frames, min_content_val=config.cut_min_change)
         pts: list[int] = []
@@ -92,25 +104,59 @@ class Ingest:
             times.append(frame.time_s)
             thumb = raw.reformat(_THUMB_PX, max(2, round(_THUMB_PX * raw.height / raw.width)), "bgr24").to_ndarray()
             cuts += [c.frame_num for c in detector.process_frame(FrameTimecode(frame.index, 25.0), thumb)]
-        return np.array(pts, np.int64), _monotonic(np.array(times)), cuts, size
+        return np.array(pts, np.int64), np.array(times), cuts, size
 
 
-def _monotonic(times: np.ndarray) -> np.ndarray:
-    """Times that never run backwards; files with broken time stamps keep their frame order."""
-    return np.maximum.accumulate(times)
+def settle_times(shown_s: np.ndarray) -> tuple[np.ndarray, list[int], float]:
+    """Times (N,) in s that never run backwards, the frames before which they jump, and until when sound lies at these times.
+
+    `shown_s` (N,) are time stamps in the order of frames. A little disorder (B-frames in AVI) is sorted away. Where stamps
+    jump back or far ahead, as in files joined by `cat` or after a broken clock, nobody knows how long the pause was: it becomes
+    `_UNKNOWN_PAUSE_S`, and sound is known up to there only, since ffmpeg settles the sound's stamps by rules of its own.
+    """
+    jumps, latest = [], shown_s[0]
+    for k, shown in enumerate(shown_s):
+        if -DISORDER_S <= shown - latest <= _MAX_GAP_S:
+            latest = max(latest, shown)
+        else:
+            jumps.append(k)
+            latest = shown
+    parts: list[np.ndarray] = []
+    shift, sound_until_s = 0.0, np.inf
+    for part in np.split(shown_s, jumps):
+        times = np.sort(part) + shift
+        if parts and not 0 <= times[0] - parts[-1][-1] <= _MAX_PAUSE_S:
+            sound_until_s = min(sound_until_s, parts[-1][-1])
+            back = parts[-1][-1] + _UNKNOWN_PAUSE_S - times[0]
+            shift, times = shift + back, times + back
+        parts.append(times)
+    settled = np.concatenate(parts)
+    return settled, jumps, float(min(sound_until_s, settled[-1]))
+
+
+def shot_bounds(times: np.ndarray, cuts: set[int]) -> list[int]:
+    """First frames of all shots, and the number of frames: shots begin at `cuts`, and within longer ones than `_MAX_SHOT_S`."""
+    bounds = sorted({0, *cuts, len(times)})
+    for first, stop in itertools.pairwise(bounds.copy()):
+        shown = times[first:stop] - times[first]
+        pieces = int(shown[-1] // _MAX_SHOT_S) + 1
+        bounds += (first + np.searchsorted(shown, shown[-1] * np.arange(1, pieces) / pieces)).tolist()
+    return sorted(set(bounds))
 
 
 def source_rate(times: np.ndarray) -> float:
-    """Mean frames per second of frame times (N,) in s; 0 for a single frame."""
-    span = times[-1] - times[0]
-    return float((len(times) - 1) / span) if span > 0 else 0.0
+    """Mean frames per second of frame times (N,) in s, pauses left out; 0 for a single frame."""
+    gaps = np.diff(times)
+    gaps = gaps[gaps <= _MAX_GAP_S]
+    return float(len(gaps) / gaps.sum()) if gaps.sum() > 0 else 0.0
 
 
 def frame_map(times: np.ndarray, first: int, last: int, fps: int) -> np.ndarray:
     """Which source frame is on screen at each output frame: int32 (T,), source frames counted from 0.
 
     Output frame k shows the source frame displayed k / fps after the shot's first frame. Rate conversion drops or repeats
-    frames; this map is stored with the clip, so none is dropped unrecorded.
+    frames; this map is stored with the clip, so none is dropped unrecorded. T has a bound: within a shot no frame stays for
+    longer than `_MAX_GAP_S`, and no shot lasts longer than `_MAX_SHOT_S`.
     """
     shown = times[first : last + 1]
     gaps = np.diff(shown)

@@ -29,7 +29,7 @@ _SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 _RAW_STREAMS = {"h264"}  # no container, so no timestamps that mean anything
 _MIN_SUFFIX_OF_MP4 = b"ftyp"
 _SEEK_BACK_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # a stream may be joined only at a key frame; few are 16 s apart
-_DISORDER_S = 0.5  # time stamps out of order by no more than this belong together
+DISORDER_S = 0.5  # time stamps out of order by no more than this belong together
 _MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ENOMEM, errno.ENFILE, errno.EMFILE)
 
 
@@ -135,7 +135,7 @@ def _seek(container: av.container.InputContainer, stream: av.VideoStream, pts: i
         try:
             container.seek(int(pts - back_s * ticks_per_s), stream=stream, backward=True)
             frames = container.decode(stream)
-            first = _find(frames, pts, pts + _DISORDER_S * ticks_per_s)
+            first = _find(frames, pts, pts + DISORDER_S * ticks_per_s)
         except av.FFmpegError:
             continue
         if first is not None:

@@ -145,9 +145,9 @@ def test_long_tracks_become_several_clips_without_a_gap(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Clip], Path]:
-    """A slide show: each frame stays for 4 s, longer than a clip may be; a click after 2.5 s."""
+    """A slide show: each frame stays for 1.9 s, longer than a clip may be; a click after 2.5 s."""
     root = tmp_path_factory.mktemp("held")
-    path = write_clip(root / "a.mp4", moving_face(frames=3), times_ms=[0, 4000, 8000], sound=click(2.5, 12.0))
+    path = write_clip(root / "a.mp4", moving_face(frames=6), times_ms=range(0, 11_400, 1900), sound=click(2.5, 11.4))
     return faces(path, root, fps=12, max_clip_s=1.25), root
 
 

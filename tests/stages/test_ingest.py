@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+from itertools import pairwise
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from faceclips import AUDIO_HZ, click, moving_face, noise, tone, write_clip
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 from schemas.ids import file_digest, source_id
 from schemas.outcomes import Rejection
 from schemas.units import Shot, SourceFile
-from stages.ingest import SOUND, Ingest, IngestConfig, Timing, frame_map, frames_at_rate, source_rate
+from stages.ingest import SOUND, Ingest, IngestConfig, Timing, frame_map, frames_at_rate, settle_times, shot_bounds, source_rate
 from stages.outputs import Outputs
 
 
@@ -101,6 +104,7 @@ def test_what_was_measured_is_told(tmp_path: Path) -> None:
     data, _, out = ingest(path, tmp_path)
     assert (data["width"], data["height"], data["frames"], data["has_audio"]) == (96, 64, 30, True)
     assert data["fps"] == pytest.approx(30, rel=0.01)
+    assert (data["size_bytes"], data["mtime_ns"]) == (path.stat().st_size, path.stat().st_mtime_ns)
     assert set(out.digests) == {"timing.npz", SOUND}
     assert abs((out.root / out.folder / SOUND).stat().st_size / 2 / AUDIO_HZ - 1.0) < 0.1
 
@@ -113,6 +117,107 @@ def test_uneven_time_stamps_are_kept(tmp_path: Path) -> None:
     np.testing.assert_allclose(timing.times, np.array(times) / 1000, atol=1e-6)
     shown = frame_map(timing.times, shots[0].first_frame, shots[0].last_frame, 25)
     assert shown[:12].tolist() == [0, 1, *[2] * 8, 3, 4]
+
+
+def sound_of(out: Outputs) -> np.ndarray:
+    return np.abs(np.frombuffer((out.root / out.folder / SOUND).read_bytes(), "<i2").astype(int))
+
+
+def test_a_little_disorder_is_sorted() -> None:
+    times, jumps, sound_until_s = settle_times(np.array([0.0, 0.12, 0.08, 0.04, 0.16]))
+    np.testing.assert_allclose(times, [0, 0.04, 0.08, 0.12, 0.16])
+    assert (jumps, sound_until_s) == ([], 0.16)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "jumps", "last_s", "sound_until_s"),
+    [
+        ([0.0, 0.3, 0.6, 0.9, 0.0, 0.3], [4], 4.2, 0.9),  # joined by cat
+        ([0.0, 0.1, 90_000.0, 90_000.1], [2], 3.2, 0.1),
+        ([0.0, 0.1, 5.1, 5.2], [2], 5.2, 5.2),  # a pause that ffmpeg keeps
+        ([0.0, 0.1, 50.0, 0.2, 0.3], [2, 3], 6.2, 0.1),  # one wrong stamp
+        ([0.0, 0.1, 0.0, 9.0, 0.1], [3, 4], 12.0, 9.0),
+    ],
+)
+def test_a_clock_that_jumps_begins_a_new_shot(stamps: list[float], jumps: list[int], last_s: float, sound_until_s: float) -> None:
+    times, found, until_s = settle_times(np.array(stamps))
+    assert found == jumps and (np.diff(times) >= 0).all()
+    assert (times[-1], until_s) == (pytest.approx(last_s), pytest.approx(sound_until_s))
+
+
+@given(st.lists(st.floats(-1e5, 1e5), min_size=1, max_size=80))
+def test_whatever_the_clock_says_shots_are_bounded(stamps: list[float]) -> None:
+    times, jumps, sound_until_s = settle_times(np.array(stamps))
+    assert (np.diff(times) >= 0).all() and times[0] <= sound_until_s <= times[-1]
+    for a, b in pairwise(shot_bounds(times, set(jumps))):
+        assert len(frame_map(times, a, b - 1, 25)) <= 25 * 2.01 * (b - a)
+
+
+def test_a_long_shot_is_cut_evenly() -> None:
+    times = np.arange(0, 1500, 0.5)
+    bounds = shot_bounds(times, {4})
+    assert bounds[:2] == [0, 4] and bounds[-1] == len(times)
+    lengths = np.diff(bounds[1:])
+    assert len(lengths) == 3 and np.ptp(lengths) <= 1
+
+
+def test_two_streams_joined_are_two_shots_and_all_frames(tmp_path: Path) -> None:
+    """The second one's clock starts again, so nobody knows where its sound lies: it gets none."""
+    parts = [
+        write_clip(tmp_path / f"{who}.ts", moving_face(who, 40, wh=(96, 96), face_px=40), sound=tone(1.6), container="mpegts")
+        for who in ("astronaut", "hopper")
+    ]
+    path = tmp_path / "a.ts"
+    path.write_bytes(b"".join(p.read_bytes() for p in parts))
+    data, shots, out = ingest(path, tmp_path)
+    assert [(s.first_frame, s.last_frame) for s in shots] == [(0, 39), (40, 79)]
+    assert data["fps"] == pytest.approx(25, rel=0.02)
+    timing = Timing.read(out.root / out.folder / "timing.npz")
+    for shot in shots:
+        assert len(frame_map(timing.times, shot.first_frame, shot.last_frame, 25)) == 40
+    assert len(sound_of(out)) / AUDIO_HZ < timing.times[40]
+
+
+def test_a_day_without_a_frame_is_no_day_of_frames(tmp_path: Path) -> None:
+    hours = 25 * 3_600_000
+    times = [*range(0, 400, 40), *range(hours, hours + 400, 40)]
+    path = write_clip(tmp_path / "a.mkv", noise(20, (64, 64)), times_ms=times, sound=tone(0.4), container="matroska")
+    _, shots, out = ingest(path, tmp_path)
+    assert [s.first_frame for s in shots] == [0, 10]
+    timing = Timing.read(out.root / out.folder / "timing.npz")
+    assert len(frame_map(timing.times, 10, 19, 25)) == 10
+    assert len(sound_of(out)) < 2 * AUDIO_HZ
+
+
+def test_sound_after_a_pause_lies_where_the_picture_has_it(tmp_path: Path) -> None:
+    times = [*range(0, 400, 40), *range(5400, 6400, 40)]
+    for container in ("mpegts", "matroska"):
+        path = write_clip(tmp_path / f"a.{container}", noise(35, (64, 64)), times_ms=times, sound=click(5.8, 6.4), container=container)
+        _, shots, out = ingest(path, tmp_path)
+        assert [s.first_frame for s in shots] == [0, 10]
+        assert np.flatnonzero(sound_of(out) > 5000)[0] / AUDIO_HZ == pytest.approx(
+            5.8, abs=0.08
+        )  # AAC begins 64 ms late where the container does not say so
+
+
+def test_a_file_that_changes_while_it_is_looked_through_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_clip(tmp_path / "a.mp4", noise(6, (64, 64)))
+    other = write_clip(tmp_path / "b.mp4", noise(9, (64, 64)))
+    look = Ingest._look_through
+    monkeypatch.setattr(Ingest, "_look_through", lambda self, p: look(self, other.replace(p)))
+    with pytest.raises(ValueError, match=r"a\.mp4: changed since it was looked through"):
+        ingest(path, tmp_path)
+
+
+def test_ffmpeg_gives_up_before_the_unit_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hung = tmp_path / "ffmpeg"
+    hung.write_text("#!/bin/sh\nexec sleep 30\n")
+    hung.chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(hung))
+    path = write_clip(tmp_path / "a.mp4", noise(6, (64, 64)), sound=tone(0.3))
+    with pytest.raises(subprocess.TimeoutExpired) as e:
+        Ingest(IngestConfig())(source(path), Outputs(tmp_path, "a", seconds=1.0))
+    assert e.value.timeout <= 0.5
 
 
 def test_frames_come_at_the_rate_of_the_map(tmp_path: Path) -> None:
