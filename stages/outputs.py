@@ -45,6 +45,17 @@ class Outputs:
         self.path(name).write_bytes(data)
         return self.seal(name)
 
+    def flush(self) -> None:
+        """Flushes the names of the files to the disk: the attempt's folder and all folders up to the run's. Once, before the record."""
+        if not (self.root / self.folder).is_dir():
+            return  # a stage without files
+        for folder in [Path(self.folder), *Path(self.folder).parents]:
+            handle = os.open(self.root / folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
     def drop(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
         self.digests.pop(name, None)
