@@ -89,7 +89,8 @@ class MeshWarp:
         points, image = portrait.points.astype(np.float64), portrait.image
         inside = np.all((points[:, :2] >= 0) & (points[:, :2] <= len(image) - 1), axis=1)
         if not inside[list(_FEATURES)].all() or inside.mean() < 0.95:
-            raise Rejection("no_face", "portrait: the face mesh is not inside the picture")
+            size, share = f"{image.shape[1]} x {image.shape[0]} px", f"{inside.mean():.0%} of the face mesh"
+            raise Rejection("no_face", f"portrait of {size}: only {share} lies inside; 95% and all of eyes and mouth must")
         face, pose = read_face(points)
         eyes = (
             take_eyeball(image, points, head.RIGHT_EYE, IRIS_RIGHT),
