@@ -16,13 +16,15 @@ from schemas.ids import clip_id
 from schemas.outcomes import ACCEPTED, Rejection, Verdict
 from schemas.units import Clip, Shot
 from schemas.video import decode_video
+from stages.content import Stamp, check_content
 from stages.head import crop_square, eye_opening, face_boxes, face_size, fit_pose, mouth_opening
 from stages.ingest import SOUND, TIMING, Timing, frame_map, frames_at_rate, source_rate
-from stages.media import SAMPLE_RATE_HZ, VideoWriter, encode_flac, encode_png
+from stages.media import SAMPLE_RATE_HZ, VideoWriter, check_readable, encode_flac, encode_png
 from stages.mesh import POINTS, FaceDetector, FaceMesh
 from stages.outputs import Outputs
 
 TARGET, STILL, AUDIO, TRACK = "target.mp4", "source.png", "audio.flac", "track.npz"
+Track = list[tuple[int, np.ndarray]]  # output frame and box (4,), in order of time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,48 +50,68 @@ class FaceGates:
     max_pitch_deg: float = 40.0
     max_roll_deg: float = 45.0
     max_other_faces: float = 0.1  # share of looks with a second face of comparable size in the crop
-    min_brightness: float = 16.0  # luma of the face, 0..255, in its darkest tenth of frames
+    min_brightness: float = 16.0  # luma of the face, 0..255, in its darkest frames (2nd percentile)
 
 
 class Faces:
     """Shot -> clips."""
 
-    name, version = "faces", 1
+    name, version = "faces", 2
 
     def __init__(self, config: FacesConfig, fps: int, size_px: int) -> None:
         self.config, self.fps, self.size_px = config, fps, size_px
         self._survey = Survey(config.survey_every)
         self._mesh = FaceMesh()
+        self._known: tuple[str, Stamp | None] = ("", None)  # the content last checked, and the file's stamp then
 
     def __call__(self, shot: Shot, out: Outputs) -> tuple[dict[str, Any], list[Clip]]:
-        """What was measured, and the clips. Raises Rejection: too_short, no_face, lost_face."""
+        """What was measured, and the clips.
+
+        Raises:
+            Rejection: too_short, no_face, lost_face.
+            ValueError: the file is not the one that was looked through, or changes meanwhile.
+        """
+        self._check_content(shot)
+        try:
+            return self._clips(shot, out)
+        finally:
+            self._check_content(shot)
+
+    def _check_content(self, shot: Shot) -> None:
+        """A file has many shots; it is read again only when it was touched."""
+        path = Path(shot.source.uri)
+        check_readable(path)
+        content, stamp = self._known
+        self._known = shot.content, check_content(path, shot.content, stamp if content == shot.content else None)
+
+    def _clips(self, shot: Shot, out: Outputs) -> tuple[dict[str, Any], list[Clip]]:
         timing = Timing.read(out.root / shot.folder / TIMING)
         source_frames = frame_map(timing.times, shot.first_frame, shot.last_frame, self.fps)
         min_frames = round(self.config.min_clip_s * self.fps)
         if len(source_frames) < min_frames:
             raise Rejection("too_short", f"{shot.source.uri}: a shot of {len(source_frames) / self.fps:.2f} s")
-        pictures = ((k, f.rgb) for k, f in frames_at_rate(Path(shot.source.uri), timing, source_frames))
-        seen = self._survey(pictures)
-        if not seen.frames:
-            raise Rejection("no_face", f"{shot.source.uri}: no face in {seen.looks} looks", {"looks": seen.looks})
-        clips: list[Clip] = []
-        for first, stop in self._spans(seen, len(source_frames), min_frames):
-            clips += self._cut(shot, timing, source_frames, first, stop, seen, out)
-        if not clips:
-            raise Rejection("lost_face", f"{shot.source.uri}: a face in {len(seen.frames)} of {seen.looks} looks, never long enough")
-        return {"looks": seen.looks, "looks_with_face": len(seen.frames)}, clips
-
-    def _spans(self, seen: Seen, frames: int, min_frames: int) -> list[tuple[int, int]]:
-        """Stretches [first, stop) of output frames in which the face was seen at each look but at most one in a row."""
         every = self.config.survey_every
-        breaks = np.flatnonzero(np.diff(seen.frames) > 2 * every)
-        spans = []
-        for part in np.split(np.array(seen.frames), breaks + 1):
-            first, stop = int(max(part[0] - every + 1, 0)), int(min(part[-1] + every, frames))
-            pieces = int(np.ceil((stop - first) / (self.config.max_clip_s * self.fps)))
-            bounds = np.linspace(first, stop, pieces + 1).astype(int)
-            spans += [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if b - a >= min_frames]
-        return spans
+        looks = range(0, len(source_frames), every)
+        frames = frames_at_rate(Path(shot.source.uri), timing, source_frames)
+        tracks = self._survey((k, f.rgb) for k, f in frames if k % every == 0)
+        if not tracks:
+            raise Rejection("no_face", f"{shot.source.uri}: no face in {len(looks)} looks", {"looks": len(looks)})
+        clips: list[Clip] = []
+        free = 0  # output frames from here on belong to no earlier track
+        for seen in tracks:
+            first, free = max(seen.frames[0] - every + 1, free), min(seen.frames[-1] + every, len(source_frames))
+            for a, b in self._spans(first, free, min_frames):
+                clips += self._cut(shot, timing, source_frames, a, b, seen, out)
+        found = sum(len(seen.frames) for seen in tracks)
+        if not clips:
+            raise Rejection("lost_face", f"{shot.source.uri}: a face in {found} of {len(looks)} looks, never long enough")
+        return {"looks": len(looks), "looks_with_face": found}, clips
+
+    def _spans(self, first: int, stop: int, min_frames: int) -> list[tuple[int, int]]:
+        """[first, stop) in equal parts no longer than a clip may be; none when they are too short."""
+        pieces = int(np.ceil((stop - first) / (self.config.max_clip_s * self.fps)))
+        bounds = np.linspace(first, stop, pieces + 1).astype(int)
+        return [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if b - a >= min_frames]
 
     def _cut(
         self, shot: Shot, timing: Timing, source_frames: np.ndarray, first: int, stop: int, seen: Seen, out: Outputs
@@ -156,9 +178,9 @@ class Faces:
     ) -> Clip:
         """The clip's files beside its video, and the clip."""
         first, last = int(source_frames[0]), int(source_frames[-1])
-        track = 0  # more than 0 where one source frame is held so long that several clips show nothing else
+        track = seen.track
         while f"{clip_id(shot.content, first, last, track)}.{TARGET}" in out.digests:
-            track += 1
+            track += 1  # one source frame is held so long that several clips show nothing else
         clip = clip_id(shot.content, first, last, track)
         files = {part: f"{clip}.{part}" for part in (TARGET, STILL, AUDIO, TRACK)}
         out.path(name).rename(out.path(files[TARGET]))
@@ -176,7 +198,7 @@ class Faces:
             track=track,
             first_frame=first,
             last_frame=last,
-            source_fps=source_rate(timing.times),
+            source_fps=source_rate(timing.times[shot.first_frame : shot.last_frame + 1]),
             frames=len(points),
             fps=self.fps,
             size_px=self.size_px,
@@ -185,7 +207,7 @@ class Faces:
             has_audio=has_audio,
             folder=out.folder,
             digests={f: out.digests[f] for f in files.values() if f in out.digests},
-            scores={**score(points, crop[2], self.size_px), "brightness": float(np.percentile(luma, 10)), "other_faces": others},
+            scores={**score(points, crop[2], self.size_px), "brightness": brightness(luma), "other_faces": others},
             still_scores={**score(points[[still]], crop[2], self.size_px), "brightness": float(luma[still]), "other_faces": others},
         )
 
@@ -208,12 +230,15 @@ class Faces:
 
 @dataclass
 class Seen:
-    """What the survey of a shot found: at output frame `frames[i]` the main face's mesh box `boxes[i]`, and boxes of all others."""
+    """One face's track through a shot: at output frame `frames[i]` its mesh box `boxes[i]`, and the boxes of all other faces.
 
+    `track` counts the tracks of a shot in order of time.
+    """
+
+    track: int
     frames: list[int]
     boxes: list[np.ndarray]
     others: list[np.ndarray]
-    looks: int
     picture_wh: tuple[int, int]
 
     def other_faces(self, crop: tuple[int, int, int]) -> float:
@@ -228,22 +253,24 @@ class Seen:
 
 
 class Survey:
-    """Looks for all faces at every n-th frame and follows the one that is largest for longest."""
+    """Looks for all faces at every n-th frame and follows the one that is largest for longest, and others while it is away."""
 
     def __init__(self, every: int) -> None:
         self._every = every
         self._detector = FaceDetector()
         self._mesh = FaceMesh(static=True)
 
-    def __call__(self, pictures: Iterator[tuple[int, np.ndarray]]) -> Seen:
-        """`pictures`: output frame number and uint8 RGB (H, W, 3); the mesh box tells the face's size, as everywhere."""
-        tracks: list[list[tuple[int, np.ndarray]]] = []
+    def __call__(self, pictures: Iterator[tuple[int, np.ndarray]]) -> list[Seen]:
+        """Tracks that do not overlap in time, in its order.
+
+        `pictures`: number and uint8 RGB (H, W, 3) of every n-th output frame; the mesh box tells the face's size, as everywhere.
+        A face that is gone for two looks in a row, or another one in its place, is another track.
+        """
+        tracks: list[Track] = []
         all_boxes: dict[int, np.ndarray] = {}
-        wh, looks = (0, 0), 0
+        wh = (0, 0)
         for k, picture in pictures:
-            if k % self._every:
-                continue
-            looks, wh = looks + 1, picture.shape[1::-1]
+            wh = picture.shape[1::-1]
             all_boxes[k] = self.look(picture)
             for box in all_boxes[k]:
                 near = [t for t in tracks if k - t[-1][0] <= 2 * self._every and t[-1][0] < k and overlap(t[-1][1], box) > 0.3]
@@ -251,11 +278,11 @@ class Survey:
                     max(near, key=lambda t: overlap(t[-1][1], box)).append((k, box))
                 else:
                     tracks.append([(k, box)])
-        if not tracks:
-            return Seen([], [], [], looks, wh)
-        main = max(tracks, key=lambda t: sum(float(face_size(b[None])[0]) for _, b in t))
-        others = [all_boxes[k][(all_boxes[k] != box).any(1)] for k, box in main]
-        return Seen([k for k, _ in main], [b for _, b in main], others, looks, wh)
+        seen = []
+        for number, track in enumerate(one_at_a_time(tracks)):
+            others = [all_boxes[k][(all_boxes[k] != box).any(1)] for k, box in track]
+            seen.append(Seen(number, [k for k, _ in track], [b for _, b in track], others, wh))
+        return seen
 
     def look(self, picture: np.ndarray) -> np.ndarray:
         """Mesh boxes float64 (N, 4) of all faces that the mesh fits, largest first."""
@@ -281,6 +308,15 @@ class Survey:
             return None
         points = self._mesh(picture[y0:y1, x0:x1])
         return None if points is None else points + np.array([x0, y0, 0], np.float32)
+
+
+def one_at_a_time(tracks: list[Track]) -> list[Track]:
+    """The tracks largest for longest of those that overlap in time, in order of time."""
+    chosen: list[Track] = []
+    for track in sorted(tracks, key=lambda t: -sum(float(face_size(box[None])[0]) for _, box in t)):
+        if all(track[-1][0] < other[0][0] or other[-1][0] < track[0][0] for other in chosen):
+            chosen.append(track)
+    return sorted(chosen, key=lambda t: t[0][0])
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -350,6 +386,11 @@ def read_track(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Points and source frames of a track.npz."""
     arrays = decode_arrays(path.read_bytes(), what=str(path))
     return arrays["points"], arrays["source_frames"]
+
+
+def brightness(luma: np.ndarray) -> float:
+    """Of a clip, from its faces' luma (T,): that of the darkest frames, where a fade begins or ends; one frame may err."""
+    return float(np.percentile(luma, 2))
 
 
 def face_luma(picture: np.ndarray, points: np.ndarray) -> float:

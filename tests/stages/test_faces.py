@@ -16,7 +16,22 @@ from schemas.outcomes import Rejection
 from schemas.sample import decode_image
 from schemas.units import Clip, PortraitUnit, Shot, SourceFile
 from schemas.video import decode_video
-from stages.faces import AUDIO, STILL, TARGET, TRACK, FaceGates, Faces, FacesConfig, decide, encode_track, overlap, read_track, still_frame
+from stages.faces import (
+    AUDIO,
+    STILL,
+    TARGET,
+    TRACK,
+    FaceGates,
+    Faces,
+    FacesConfig,
+    brightness,
+    decide,
+    encode_track,
+    one_at_a_time,
+    overlap,
+    read_track,
+    still_frame,
+)
 from stages.head import canonical
 from stages.ingest import Ingest, IngestConfig, Timing, frame_map
 from stages.outputs import Outputs
@@ -123,6 +138,80 @@ def test_a_face_that_comes_again_is_a_second_clip(tmp_path: Path) -> None:
     assert [abs(c.first_frame - f) <= 1 for c, f in zip(clips, (0, 39), strict=True)] == [True, True]
     for clip in clips:
         assert len(sound_of(clip, tmp_path)) == clip.frames * AUDIO_HZ // FPS
+
+
+def test_a_face_that_comes_again_late_is_another_track(tmp_path: Path) -> None:
+    """Gone for longer than two looks: nothing of it is lost."""
+    path = write_clip(tmp_path / "a.mp4", [*moving_face(frames=32), *noise(12), *moving_face("hopper", 32)])
+    clips = faces(path, tmp_path)
+    assert [c.track for c in clips] == [0, 1]
+    assert [c.id for c in clips] == [clip_id(c.content, c.first_frame, c.last_frame, c.track) for c in clips]
+    assert clips[0].last_frame <= 31 and 44 <= clips[1].first_frame <= 46
+
+
+def box(size: float) -> np.ndarray:
+    return np.array([0.0, 0, size, size])
+
+
+def test_tracks_are_taken_one_at_a_time_the_largest_first() -> None:
+    main, aside, before, later = ([(k, box(s)) for k in looks] for s, looks in ((9, (5, 10, 15)), (5, (15, 20)), (3, (0,)), (4, (20, 25))))
+    assert one_at_a_time([aside, main, later, before]) == [before, main, later]
+    assert one_at_a_time([]) == []
+
+
+def test_no_frame_belongs_to_two_tracks(tmp_path: Path) -> None:
+    """The other person comes between two looks, at another place."""
+    left, right = (
+        [np.roll(p, x, 1) for p in moving_face(who, 33, wh=(400, 300), face_px=110)] for who, x in (("astronaut", -90), ("hopper", 90))
+    )
+    clips = faces(write_clip(tmp_path / "a.mp4", [*left, *right]), tmp_path)
+    assert [c.track for c in clips] == [0, 1]
+    assert clips[0].last_frame <= 32 < clips[1].first_frame
+
+
+def test_a_file_that_is_another_one_by_now_is_an_error(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", moving_face(frames=32))
+    shot = as_one_shot(path, tmp_path)
+    stage = Faces(FacesConfig(), FPS, SIZE)
+    stage(shot, Outputs(tmp_path, "faces/before"))
+    write_clip(tmp_path / "b.mp4", moving_face("hopper", 32)).replace(path)
+    with pytest.raises(ValueError, match=r"a\.mp4: changed since it was looked through; run again"):
+        stage(shot, Outputs(tmp_path, "faces/after"))
+
+
+def test_a_file_that_is_replaced_while_it_is_cut_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the new one is so short that its cutting is refused."""
+    path = write_clip(tmp_path / "a.mp4", moving_face(frames=32))
+    shot, other = as_one_shot(path, tmp_path), write_clip(tmp_path / "b.mp4", moving_face("hopper", 9))
+    spans = Faces._spans
+    monkeypatch.setattr(Faces, "_spans", lambda *args: other.replace(path) and spans(*args))
+    with pytest.raises(ValueError, match="changed since") as e:
+        Faces(FacesConfig(), FPS, SIZE)(shot, Outputs(tmp_path, "faces/a"))
+    assert not isinstance(e.value, Rejection)
+
+
+def test_a_touched_file_is_the_same_file(made: tuple[Clip, Path]) -> None:
+    _, root = made
+    shot, stage = as_one_shot(root / "astronaut.mp4", root), Faces(FacesConfig(), FPS, SIZE)
+    stage._check_content(shot)
+    (root / "astronaut.mp4").touch()
+    stage._check_content(shot)
+
+
+def test_only_frames_that_are_looked_at_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted = []
+    monkeypatch.setattr("stages.media._to_rgb", lambda raw: converted.append(raw.pts) or np.zeros((64, 64, 3), np.uint8))
+    path = write_clip(tmp_path / "a.mp4", noise(40, (64, 64)))
+    shot = as_one_shot(path, tmp_path)
+    converted.clear()
+    with pytest.raises(Rejection):
+        Faces(FacesConfig(survey_every=5), FPS, SIZE)(shot, Outputs(tmp_path, "faces/a"))
+    assert len(converted) == 8
+
+
+def test_a_clip_that_begins_in_the_dark_is_too_dark() -> None:
+    luma = np.r_[np.full(3, 4.0), np.full(97, 120.0)]
+    assert brightness(luma) < FaceGates().min_brightness < brightness(luma[3:])
 
 
 def test_a_jump_to_another_place_is_another_clip(tmp_path: Path) -> None:
