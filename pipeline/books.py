@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline import tables
 from pipeline.config import RunConfig
-from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources
+from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources, says_nothing
 from pipeline.state import Generated, Prepared, source_verdict
 from schemas.outcomes import Outcome, Verdict
 from schemas.sample import INDEX_NAME, read_index
@@ -32,18 +32,23 @@ class Summary:
 
 def list_run(root: Path, config: RunConfig, base: Path) -> tuple[list[SourceFile], list[SourceFile]]:
     """All clip and portrait files ever listed for this run: a file that has gone since is still a unit with an outcome."""
-    known = tables.load(root, "sources")
-    listed = {"clip": list_sources(config.clips, CLIP_SUFFIXES, base)}
-    listed["portrait"] = list_sources(config.portraits, IMAGE_SUFFIXES, base) if config.portraits else []
-    both = []
-    for kind, sources in listed.items():
-        present = {s.id for s in sources}
-        gone = [_source_of(r) for r in known if r["kind"] == kind and r["source"] not in present]
-        both.append(sorted([*sources, *gone], key=lambda s: s.uri))
-    if not known:
-        rows = [_source_row(s, k) for k, sources in zip(listed, both, strict=True) for s in sources]
+    known = {(r["kind"], r["source"]): r for r in tables.load(root, "sources")}
+    both: dict[str, list[SourceFile]] = {}
+    for kind, entries, suffixes in (("clip", config.clips, CLIP_SUFFIXES), ("portrait", config.portraits, IMAGE_SUFFIXES)):
+        before = {i: _source_of(r) for (k, i), r in known.items() if k == kind}
+        listed = [s for s in list_sources(entries, suffixes, base, must_match=not before) if not _within(s, root)]
+        # A bare file name takes nothing back of what a manifest once said.
+        now = {s.id: s for s in listed if not (s.id in before and says_nothing(s))}
+        both[kind] = sorted({**before, **now}.values(), key=lambda s: s.uri)
+    if any((k, s.id) not in known for k, sources in both.items() for s in sources):
+        rows = [known.get((k, s.id)) or _source_row(s, k) for k, sources in both.items() for s in sources]
         tables.save(root, "sources", rows, tables.SOURCES)
-    return both[0], both[1]
+    return both["clip"], both["portrait"]
+
+
+def _within(source: SourceFile, root: Path) -> bool:
+    """Whether a file is the run's own: a run inside its clips' folder must not feed on what it makes."""
+    return Path(source.uri).is_relative_to(root)
 
 
 def _source_of(r: dict[str, Any]) -> SourceFile:
@@ -59,13 +64,13 @@ def save_prepared(root: Path, state: Prepared) -> None:
     rows = []
     for kind, sources, records in (("clip", state.clip_sources, state.ingest), ("portrait", state.image_sources, state.portraits)):
         for source in sources:
-            outcome, reason = source_verdict(source, state)
+            outcome, reason = source_verdict(source, kind, state)
             data = records[source.id].data if source.id in records else {}
             measured = {k: data[k] for k in ("content", "frames", "fps", "width", "height", "duration_s", "has_audio") if k in data}
             rows.append(_source_row(source, kind, **measured) | {"outcome": outcome, "reason": reason})
     tables.save(root, "sources", rows, tables.SOURCES)
     _save_units(root, "clips", state.clips, state.clip_verdicts, tables.CLIPS)
-    _save_units(root, "portraits", state.stills, state.still_verdicts, tables.PORTRAITS)
+    _save_units(root, "portraits", [*state.stills, *state.clip_stills], state.still_verdicts, tables.PORTRAITS)
     save_outcomes(root, state, None)
 
 
@@ -85,19 +90,23 @@ def save_outcomes(root: Path, prepared: Prepared, generated: Generated | None) -
     stages += [generated.motion, generated.reenact, generated.regions] if generated else []
     for records in stages:
         for r in records.values():
-            fields = {n: getattr(r, n) for n in tables.OUTCOMES.names}
+            fields: dict[str, Any] = {n: getattr(r, n) for n in tables.OUTCOMES.names}
             if r.unit in prepared.duplicates and r.outcome == Outcome.DONE:
                 fields |= {"outcome": Outcome.REJECTED, "reason": "duplicate", "message": f"same content as {prepared.duplicates[r.unit]}"}
             rows.append(fields)
     verdicts = [(c.id, "clip", c.shot, c.source.uri, "gates", prepared.clip_verdicts[c.id]) for c in prepared.clips]
-    verdicts += [(p.id, "portrait", p.source.id, p.source.uri, "gates", prepared.still_verdicts[p.id]) for p in prepared.stills]
+    stills = (*prepared.stills, *prepared.clip_stills)
+    verdicts += [(p.id, "portrait", p.clip or p.source.id, p.source.uri, "gates", prepared.still_verdicts[p.id]) for p in stills]
     if generated:
-        planned = {p.clip for p in generated.planned}
-        lonely = [c for c in prepared.accepted_clips if c.id not in planned]
+        served = {p.clip for p in generated.live()}
+        lonely = [c for c in prepared.accepted_clips if c.id not in served]
         rows += [_verdict_row(c.id, "clip", c.shot, c.source.uri, "plan", Outcome.REJECTED, "no_partner") for c in lonely]
         uri = {c.id: c.source.uri for c in prepared.clips}
-        measured = [p for p in generated.live() if p.pair in generated.verdicts]
-        verdicts += [(p.pair, "pair", p.clip, uri[p.clip], "quality", generated.verdicts[p.pair]) for p in measured]
+        for p in generated.planned:
+            outcome, reason = generated.verdict(p)
+            if outcome:
+                stage = "plan" if reason == "partner_gone" else "quality"
+                rows.append(_verdict_row(p.pair, "pair", p.clip, uri.get(p.clip, ""), stage, outcome, reason))
     for unit, kind, parent, source_uri, stage, verdict in verdicts:
         outcome = Outcome.DONE if verdict.accepted else Outcome.REJECTED
         rows.append(_verdict_row(unit, kind, parent, source_uri, stage, outcome, verdict.reason))
@@ -113,7 +122,8 @@ def summarise(root: Path, config: RunConfig, prepared: Prepared, generated: Gene
     def count(outcomes: Sequence[str]) -> dict[str, int]:
         return {o or "left": list(outcomes).count(o) for o in sorted(set(outcomes))}
 
-    sources = [source_verdict(s, prepared) for s in (*prepared.clip_sources, *prepared.image_sources)]
+    sources = [source_verdict(s, "clip", prepared) for s in prepared.clip_sources]
+    sources += [source_verdict(s, "portrait", prepared) for s in prepared.image_sources]
     clips = [Outcome.DONE if v.accepted else Outcome.REJECTED for v in prepared.clip_verdicts.values()]
     pairs = [generated.verdict(p) for p in generated.live()] if generated else []
     reasons = [r for _, r in (*sources, *pairs) if r]

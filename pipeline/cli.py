@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -87,12 +88,19 @@ def diff(run_a: RunPath, run_b: RunPath) -> None:
 
 
 @app.command()
-def retry(run_: RunPath, reason: Annotated[str | None, typer.Option(help="only units of this reason")] = None) -> None:
-    """Makes failed and quarantined units due again."""
+def retry(
+    run_: RunPath,
+    reason: Annotated[str | None, typer.Option(help="only units of this reason, rejected ones too")] = None,
+    damaged: Annotated[bool, typer.Option("--damaged", help="only units whose artifacts are missing or changed")] = False,
+) -> None:
+    """Makes failed and quarantined units due again; `crosspair run` takes them up."""
     from pipeline.ledger import due_again
-    from pipeline.storage import read_run_file
+    from pipeline.storage import exclusive, read_run_file
 
-    console.print(f"{due_again(run_, read_run_file(run_)['fingerprints'], reason)} units are due again; `crosspair run` takes them up")
+    prints = read_run_file(run_)["fingerprints"]
+    with exclusive(run_):
+        units = due_again(run_, prints, reason=reason, damaged=damaged)
+    console.print(f"{units} units are due again; `crosspair run` takes them up")
 
 
 @app.command()
@@ -108,8 +116,14 @@ def train(config: ConfigPath, set_: Overrides = None) -> None:
     """Trains the diffusion transformer on a run's shards under Ray Train."""
     from model.train import main as train_main
 
-    result = train_main(config, set_ or [])
+    def show(record: dict[str, float]) -> None:
+        numbers = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in record.items() if k != "step")
+        console.print(f"step {record['step']:.0f}: {numbers}")
+
+    result = train_main(config, set_ or [], on_progress=show)
     console.print(f"checkpoint: {result.checkpoint}")
+    if result.sheet:
+        console.print(f"sampled: {result.sheet}")
 
 
 @app.command()
@@ -123,10 +137,13 @@ def demo(out: Annotated[Path, typer.Option(help="where everything goes")] = Path
 def main() -> None:
     """Entry point of the command."""
     try:
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
     except ValueError as e:
         print(f"crosspair: {e}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         print("crosspair: stopped; the same command goes on where it stood", file=sys.stderr)
         sys.exit(130)

@@ -19,6 +19,7 @@ from pipeline.config import RayConfig, RunConfig
 from pipeline.worker import OUTCOME, ROW, StageWorker
 from stages.quiet import silent_stderr
 
+_MAX_WORKERS = 1024  # of each stage, on a cluster that grows
 _ROWS_A_BLOCK = 8  # a block is what a worker takes at once, and what is done again when it dies
 
 Progress = Callable[[str, str, str], None]
@@ -41,12 +42,12 @@ def cluster(config: RayConfig) -> Iterator[Callable[[], None]]:
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         if config.address:
             ray.init(address=config.address, **quiet)
-        else:
+        else:  # "local", or RAY_ADDRESS and a Ray that somebody left running would be joined
             # Ray's native side warns of every actor pool; a user's own cluster keeps its own settings.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             cpus = config.workers or os.cpu_count() or 1
             with silent_stderr():
-                ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=256 << 20, **quiet)
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=256 << 20, **quiet)
         started = True
 
     try:
@@ -66,8 +67,10 @@ def run_graph(
     """
     if not rows:
         return Counter()
-    workers = config.ray.workers or int(ray.cluster_resources().get("CPU", 1))
-    workers = max(1, min(workers, len(rows)))
+    workers = max(1, min(config.ray.workers or int(ray.cluster_resources().get("CPU", 1)), len(rows)))
+    # A user's cluster may grow when it is asked to; what is there at the start says nothing.
+    grows = config.ray.address is not None and not config.ray.workers
+    pool = ActorPoolStrategy(min_size=1, max_size=min(len(rows), _MAX_WORKERS)) if grows else ActorPoolStrategy(size=workers)
     _configure_ray_data()
     session = uuid.uuid4().hex[:8]
     step = max(1, min(_ROWS_A_BLOCK, len(rows) // (4 * workers)))
@@ -78,7 +81,7 @@ def run_graph(
             StageWorker,
             batch_format="pyarrow",
             batch_size=None,
-            compute=ActorPoolStrategy(size=workers),
+            compute=pool,
             num_cpus=0.9 / len(chain),
             fn_constructor_args=(str(root), config, names, session),
         )
@@ -97,4 +100,5 @@ def _configure_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
+    context.execution_no_progress_timeout_s = -1  # a block may take its rows' time limits together; our watchdog bounds each unit
     logging.getLogger("ray.data").setLevel(logging.ERROR)

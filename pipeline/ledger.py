@@ -12,16 +12,18 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.storage import write_atomic
+from schemas.ids import file_digest
 from schemas.outcomes import Outcome
 
 STAGES = ("ingest", "faces", "portraits", "motion", "reenact", "regions")  # that write records, in the order of work
 _FLUSH_EVERY_S = 2.0
+_MAX_SEGMENTS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +78,31 @@ class Ledger:
         for attempt in self.folder.glob("*/open/*"):
             attempt.unlink(missing_ok=True)
 
-    def forget(self, stage: str, units: set[str]) -> None:
-        """Takes the records of `units` out of the ledger: they are due again."""
+    def forget(self, stage: str, fingerprint: str, units: Set[str]) -> None:
+        """Takes the records of `units` under one fingerprint out of the ledger: they are due again. For the process that holds the run."""
+        if not units:
+            return
         for path in sorted((self.folder / stage).glob("*.jsonl")):
             lines = path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["unit"] not in units]
+            raws = [json.loads(line) for line in lines]
+            kept = [line for line, r in zip(lines, raws, strict=True) if r["unit"] not in units or r["fingerprint"] != fingerprint]
             if not kept:
                 path.unlink()
             elif len(kept) < len(lines):
-                write_atomic(path, ("\n".join(kept) + "\n").encode())
+                _write_segment(path, kept)
+
+    def compact(self) -> None:
+        """Makes one segment of each stage's many. A kill in between leaves records twice, which changes nothing."""
+        for folder in self.folder.glob("*"):
+            paths = sorted(folder.glob("*.jsonl"))
+            if len(paths) > _MAX_SEGMENTS:
+                _write_segment(paths[0], [line for path in paths for line in path.read_text().splitlines()])
+                for path in paths[1:]:
+                    path.unlink()
+
+
+def _write_segment(path: Path, lines: Sequence[str]) -> None:
+    write_atomic(path, ("\n".join(lines) + "\n").encode())
 
 
 class LedgerWriter:
@@ -119,7 +137,7 @@ class LedgerWriter:
     def flush(self) -> None:
         if self._records:
             lines = [json.dumps(asdict(r), separators=(",", ":"), sort_keys=True) for r in self._records]
-            write_atomic(self._folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl", ("\n".join(lines) + "\n").encode())
+            _write_segment(self._folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl", lines)
         for unit in {r.unit for r in self._records}:  # attempts whose worker died are settled by the record too
             for attempt in (self._folder / "open").glob(f"{unit}-*"):
                 attempt.unlink(missing_ok=True)
@@ -138,13 +156,33 @@ def sweep(root: Path, records: dict[str, dict[str, Record]]) -> None:
                     shutil.rmtree(attempt)
 
 
-def due_again(root: Path, prints: Mapping[str, str], reason: str | None = None) -> int:
-    """Makes failed and quarantined units due again (all, or those of one reason); how many. `prints`: stage -> fingerprint."""
+def damaged_units(root: Path, stage: str, records: Mapping[str, Record]) -> Iterator[tuple[str, str]]:
+    """Units whose artifacts are not what their record says, and a sentence about each; reads every byte."""
+    for unit, record in records.items():
+        for name, digest in record.digests.items() if record.outcome == Outcome.DONE else ():
+            path = root / record.folder / name
+            if not path.is_file():
+                yield unit, f"{path}: missing, though {stage} made it for {unit}"
+            elif file_digest(path) != digest:
+                yield unit, f"{path}: changed since {stage} made it"
+
+
+def due_again(root: Path, prints: Mapping[str, str], *, reason: str | None = None, damaged: bool = False) -> int:
+    """Makes units due again; how many. `prints`: stage -> fingerprint.
+
+    All that failed or are quarantined; or those of one reason, rejections too; or, with `damaged`, those whose artifacts are
+    missing or changed.
+    """
     total = 0
     ledger = Ledger(root)
     for stage in STAGES:
-        records = ledger.read(stage, prints[stage]).values()
-        bad = {r.unit for r in records if r.outcome in (Outcome.FAILED, Outcome.QUARANTINED) and reason in (None, r.reason)}
-        ledger.forget(stage, bad)
-        total += len(bad)
+        records = ledger.read(stage, prints[stage])
+        if damaged:
+            units = {unit for unit, _ in damaged_units(root, stage, records)}
+        elif reason:
+            units = {r.unit for r in records.values() if r.reason == reason}
+        else:
+            units = {r.unit for r in records.values() if r.outcome in (Outcome.FAILED, Outcome.QUARANTINED)}
+        ledger.forget(stage, prints[stage], units)
+        total += len(units)
     return total

@@ -41,14 +41,15 @@ class SampleFiles:
 
     @property
     def bytes(self) -> int:
-        return sum(path.stat().st_size for path, _ in self.files.values()) + 2048 * (len(self.files) + 1)
+        sizes = (path.stat().st_size for path, _ in self.files.values() if path.is_file())
+        return sum(sizes) + 2048 * (len(self.files) + 1)
 
 
 def pack(folder: Path, samples: Sequence[SampleFiles], *, max_mb: int, seed: int, progress: Callable[[str], None]) -> pa.Table:
     """Brings the pair set's folder to hold exactly `samples`; returns the index. Doing it again changes nothing."""
     old = _old_index(folder)
     wanted = {s.info.key: s for s in samples}
-    kept = _tars_still_good(old, wanted)
+    kept = _tars_still_good(folder, old, wanted)
     rows = [r for r in old if r["tar"] in kept]
     placed = {r["sample"] for r in rows}
     number = _next_number(folder, old)
@@ -85,13 +86,16 @@ def _next_number(folder: Path, old: Sequence[dict]) -> int:
     return int(known) if known else 1 + max((int(r["tar"].rsplit("-", 1)[1].removesuffix(".tar")) for r in old), default=-1)
 
 
-def _tars_still_good(old: Sequence[dict], wanted: Mapping[str, SampleFiles]) -> set[str]:
-    """Tars whose every sample is wanted as it is."""
-    by_tar: dict[str, bool] = {}
+def _tars_still_good(folder: Path, old: Sequence[dict], wanted: Mapping[str, SampleFiles]) -> set[str]:
+    """Tars that are there, whole, and whose every sample is wanted as it is."""
+    ends: dict[str, int] = defaultdict(int)
+    for r in old:
+        ends[r["tar"]] = max(ends[r["tar"]], *(m["offset"] + m["size"] for m in r["members"]))
+    by_tar = {tar: (folder / tar).is_file() and (folder / tar).stat().st_size > end for tar, end in ends.items()}
     for r in old:
         sample = wanted.get(r["sample"])
         good = sample is not None and sample_digest(sample.digests) == r["digest"] and sample.info.split == r["split"]
-        by_tar[r["tar"]] = by_tar.get(r["tar"], True) and good
+        by_tar[r["tar"]] &= good
     return {tar for tar, good in by_tar.items() if good}
 
 
@@ -114,9 +118,9 @@ def _write_tar(path: Path, samples: Sequence[SampleFiles]) -> list[dict]:
         for sample in samples:
             members = {"json": sample.info.encode()}
             for name, (file, digest) in sample.files.items():
-                members[name] = file.read_bytes()
+                members[name] = file.read_bytes() if file.is_file() else b""
                 if content_digest(members[name]) != digest:
-                    raise ValueError(f"{file}: changed since it was made; delete the run's ledger entry with `crosspair retry`")
+                    raise ValueError(f"{file}: gone or changed since it was made; `crosspair retry RUN --damaged`, then run again")
             entries = write_tar_sample(out, sample.info.key, members)
             rows.append(_index_row(path.name, sample, entries))
         finish_tar(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from schemas.ids import keyed_order, pair_id
@@ -44,21 +44,23 @@ def grow(
     split: Mapping[str, str],
     *,
     per_clip: int,
+    resting: Set[str] = frozenset(),
     max_yaw_difference_deg: float,
     max_pitch_difference_deg: float,
     seed: int,
 ) -> list[PlannedPair]:
-    """The next generation: pairs for clips that have none yet.
+    """The next generation: pairs for clips that have none yet, or none but `resting` ones (whose portrait is not accepted now).
 
     Each clip gets up to `per_clip` portraits, each of another identity than its own and than each other's, of its own split,
     whose head pose is near. Among those allowed, the least used identities come first; equals are ordered by a seeded hash of clip and
     portrait. Depends on the order of no argument.
     """
     generation = 1 + max((p.generation for p in earlier), default=-1)
-    served = {p.clip for p in earlier}
+    served = {p.clip for p in earlier if p.pair not in resting}
+    planned = {p.pair for p in earlier}
     uses: dict[str, int] = defaultdict(int)
     for pair in earlier:
-        uses[pair.appearance] += 1
+        uses[pair.appearance] += pair.pair not in resting
     by_split: dict[str, list[PortraitUnit]] = defaultdict(list)
     for portrait in portraits:
         by_split[split[portrait.source.identity]].append(portrait)
@@ -71,6 +73,7 @@ def grow(
             p
             for p in by_split[split[performer]]
             if p.source.identity != performer
+            and pair_id(clip.id, p.id) not in planned
             and abs(p.scores["yaw_deg"] - clip.scores["yaw_deg"]) <= max_yaw_difference_deg
             and abs(p.scores["pitch_deg"] - clip.scores["pitch_deg"]) <= max_pitch_difference_deg
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.pack import pack
 from pipeline.plan import assign_splits, grow
 from pipeline.samples import sample_of
 from pipeline.state import Generated, Prepared, read_generated, read_prepared
-from pipeline.storage import exclusive, read_run_file, write_atomic
+from pipeline.storage import clear_temporaries, exclusive, read_run_file, write_atomic
 from schemas.ids import digest
 from schemas.outcomes import Outcome
 from schemas.units import SourceFile
@@ -46,7 +47,9 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         raise ValueError(f"--until {until}: one of {', '.join(STEPS)}")
     root = (base / config.run).absolute()
     with exclusive(root):
-        Ledger(root).close_attempts()  # of sessions that were killed: this process alone holds the run now
+        # Of sessions that were killed; this process alone holds the run now.
+        Ledger(root).close_attempts()
+        clear_temporaries(root)
         _write_run_file(root, config, watcher)
         clips, images = list_run(root, config, base)
         with cluster(config.ray) as start:
@@ -57,17 +60,19 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         if until == "pack":
             assert generated is not None
             _pack(root, config, generated, watcher)
+        Ledger(root).compact()
         return summarise(root, config, prepared, generated)
 
 
 def _write_run_file(root: Path, config: RunConfig, watcher: Watcher) -> None:
     """run.yaml; warns where libraries differ from those that the run began with."""
-    versions = {name: importlib.metadata.version(name) for name in _RECORDED}
+    versions: dict[str, str] = {name: importlib.metadata.version(name) for name in _RECORDED}
     if (root / "run.yaml").is_file():
-        before = read_run_file(root).get("versions", {})
-        changed = [f"{n} {before[n]} -> {v}" for n, v in versions.items() if before.get(n, v) != v]
+        began = read_run_file(root).get("versions", {})
+        changed = [f"{n} {began[n]} -> {v}" for n, v in versions.items() if began.get(n, v) != v]
         if changed:
             watcher.say(f"warning: the run began with other versions; bytes may differ: {', '.join(changed)}")
+        versions = began or versions
     prints = fingerprints(config)
     content = {
         "crosspair": importlib.metadata.version("crosspair"),
@@ -88,6 +93,12 @@ def _prepare(
     start: Callable[[], None],
 ) -> Prepared:
     state = read_prepared(root, config, clips, images)
+    prints = fingerprints(config)
+    for stage, units in state.changed().items():
+        if units:
+            watcher.say(f"{len(units)} files have changed since they were looked at ({stage}): done again")
+            Ledger(root).forget(stage, prints[stage], units)
+            state = read_prepared(root, config, clips, images)
     due = state.due()
     watcher.step("prepare", len(due))
     if due:
@@ -100,34 +111,30 @@ def _prepare(
 
 
 def _plan(root: Path, config: RunConfig, state: Prepared, watcher: Watcher) -> Generated:
-    portraits = state.accepted_portraits(config)
+    portraits = state.accepted_portraits
     clips = state.accepted_clips
     known = {r["identity"]: r["split"] for r in tables.load(root, "identities")}
     names = [c.source.identity for c in clips] + [p.source.identity for p in portraits]
     split = assign_splits(names, known, config.splits, config.pairs.seed)
     earlier = tables.load_pairs(root)
+    resting = {p.pair for p in earlier} - {p.pair for p in read_generated(root, config, state, earlier).live()}
     settings = config.pairs
     new = grow(
         clips,
         portraits,
         earlier,
         split,
+        resting=resting,
         per_clip=settings.per_clip,
         max_yaw_difference_deg=settings.max_yaw_difference_deg,
         max_pitch_difference_deg=settings.max_pitch_difference_deg,
         seed=settings.seed,
     )
     watcher.step("plan", len(new))
-    counts = [
-        {
-            "identity": i,
-            "split": s,
-            "clips": sum(c.source.identity == i for c in clips),
-            "portraits": sum(p.source.identity == i for p in portraits),
-        }
-        for i, s in split.items()
-    ]
-    tables.save(root, "identities", counts, tables.IDENTITIES)
+    performs = Counter(c.source.identity for c in clips)
+    appears = Counter(p.source.identity for p in portraits)
+    people = [{"identity": i, "split": s, "clips": performs[i], "portraits": appears[i]} for i, s in split.items()]
+    tables.save(root, "identities", people, tables.IDENTITIES)
     tables.save_pairs(root, [*earlier, *new])
     return read_generated(root, config, state, [*earlier, *new])
 
@@ -162,7 +169,7 @@ def _pack(root: Path, config: RunConfig, state: Generated, watcher: Watcher) -> 
     rows = []
     for p in state.planned:
         outcome, reason = state.verdict(p)
-        fields = {k: v for k, v in asdict(p).items() if k != "generation"}
+        fields = {k: v for k, v in asdict(p).items() if k != "generation"} | state.people(p)
         scores = state.regions[p.pair].data if p.pair in state.regions else {}
         rows.append(
             {**fields, "set": config.set_name, "outcome": outcome, "reason": reason, "tar": tar_of.get(p.pair, ""), "scores": scores}

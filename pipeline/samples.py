@@ -28,12 +28,13 @@ def sample_of(root: Path, state: Generated, planned: PlannedPair) -> SampleFiles
     if clip.has_audio:
         places[AUDIO] = (clip.folder, clip.file(faces.AUDIO), clip.digests)
     assert set(places) <= set(MEMBERS)
+    people = state.people(planned)
     info = SampleInfo(
         key=planned.pair,
         clip=clip.id,
         portrait=portrait.id,
-        performer=planned.performer,
-        appearance=planned.appearance,
+        performer=people["performer"],
+        appearance=people["appearance"],
         split=planned.split,
         generation=planned.generation,
         source_digest=clip.content,

@@ -31,19 +31,25 @@ def _read_csv(path: Path) -> pa.Table:
 _MANIFESTS = {".csv": _read_csv, ".jsonl": pyarrow.json.read_json, ".parquet": pq.read_table}
 
 
-def list_sources(entries: str | Iterable[str], suffixes: frozenset[str], base: Path) -> list[SourceFile]:
-    """Source files of globs, folders and manifests, relative to `base`, sorted by URI; one listed twice counts once.
+def list_sources(entries: str | Iterable[str], suffixes: frozenset[str], base: Path, *, must_match: bool = True) -> list[SourceFile]:
+    """Source files of globs, folders and manifests, relative to `base`, sorted by URI.
+
+    One listed twice counts once, with what a manifest says of it. `must_match`: an entry that matches nothing is an error.
 
     Raises:
-        ValueError: an entry that matches nothing, or a manifest without `uri`.
+        ValueError: an entry that matches nothing, a damaged manifest or one without `uri`, two manifests that contradict each other.
     """
     found: dict[str, SourceFile] = {}
     for entry in [entries] if isinstance(entries, str) else entries:
         listed = list(_expand(entry, suffixes, base))
-        if not listed:
+        if not listed and must_match:
             raise ValueError(f"{entry}: matches no file; give a folder, a glob or a manifest, relative to {base}")
         for source in listed:
-            found.setdefault(source.uri, source)
+            known = found.get(source.uri)
+            if known is None or says_nothing(known):
+                found[source.uri] = source
+            elif known != source and not says_nothing(source):
+                raise ValueError(f"{entry}: says other things of {source.uri} than an entry before it; keep one of them")
     return sorted(found.values(), key=lambda s: s.uri)
 
 
@@ -61,8 +67,16 @@ def _expand(entry: str, suffixes: frozenset[str], base: Path) -> Iterable[Source
     return [_source(p) for p in matches if not p.is_dir()]
 
 
+def says_nothing(source: SourceFile) -> bool:
+    """Whether this is all that a bare file name gives."""
+    return source == _source(Path(source.uri))
+
+
 def _manifest(path: Path) -> list[SourceFile]:
-    table: pa.Table = _MANIFESTS[path.suffix.lower()](path)
+    try:
+        table: pa.Table = _MANIFESTS[path.suffix.lower()](path)
+    except (pa.ArrowException, OSError) as e:
+        raise ValueError(f"{path}: not a readable manifest: {e}") from e
     if "uri" not in table.column_names:
         raise ValueError(f"{path}: a manifest needs a column `uri`; it has {table.column_names}")
     rows = table.to_pylist()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from pipeline import tables
 from pipeline.config import RunConfig, fingerprints
 from pipeline.ledger import Ledger, Record
 from pipeline.plan import PlannedPair
-from pipeline.worker import row
+from pipeline.worker import file_state, row
 from schemas.outcomes import Outcome, Verdict
 from schemas.units import Clip, Driving, Pair, PortraitUnit, Shot, SourceFile
 from stages import faces, quality
@@ -34,8 +35,9 @@ class Prepared:
     shots: list[Shot]
     clips: list[Clip]
     stills: list[PortraitUnit]  # from image files
+    clip_stills: list[PortraitUnit]  # accepted clips' own, where the config wants them
     clip_verdicts: dict[str, Verdict]
-    still_verdicts: dict[str, Verdict]
+    still_verdicts: dict[str, Verdict]  # on both kinds of stills
 
     @cached_property
     def shots_of(self) -> defaultdict[str, list[str]]:
@@ -46,22 +48,27 @@ class Prepared:
         return found
 
     @cached_property
-    def verdicts_of(self) -> defaultdict[str, list[Verdict]]:
-        """Source -> the verdicts on its clips and portraits."""
-        found: defaultdict[str, list[Verdict]] = defaultdict(list)
+    def verdicts_of(self) -> defaultdict[tuple[str, str], list[Verdict]]:
+        """Kind and source -> the verdicts on its clips, or on its portrait."""
+        found: defaultdict[tuple[str, str], list[Verdict]] = defaultdict(list)
         for clip in self.clips:
-            found[clip.source.id].append(self.clip_verdicts[clip.id])
+            found["clip", clip.source.id].append(self.clip_verdicts[clip.id])
         for still in self.stills:
-            found[still.source.id].append(self.still_verdicts[still.id])
+            found["portrait", still.source.id].append(self.still_verdicts[still.id])
         return found
 
     @property
     def accepted_clips(self) -> list[Clip]:
         return [c for c in self.clips if self.clip_verdicts[c.id].accepted]
 
-    def accepted_portraits(self, config: RunConfig) -> list[PortraitUnit]:
-        stills = self.stills + ([portrait_of_clip(c) for c in self.accepted_clips] if config.portraits_from_clips else [])
-        return [p for p in stills if faces.decide(p.scores, config.portrait_gates).accepted]
+    @property
+    def accepted_portraits(self) -> list[PortraitUnit]:
+        return [p for p in (*self.stills, *self.clip_stills) if self.still_verdicts[p.id].accepted]
+
+    def changed(self) -> dict[str, set[str]]:
+        """Stage -> sources whose file is there and is not the one in the record any more: replaced, mended, or back again."""
+        both = (("ingest", self.clip_sources, self.ingest), ("portraits", self.image_sources, self.portraits))
+        return {stage: {s.id for s in sources if s.id in records and _differs(s, records[s.id])} for stage, sources, records in both}
 
     def due(self) -> list[dict[str, str]]:
         """Rows that the prepare graph has yet to work on."""
@@ -73,25 +80,31 @@ class Prepared:
 def read_prepared(root: Path, config: RunConfig, clip_sources: Sequence[SourceFile], image_sources: Sequence[SourceFile]) -> Prepared:
     ledger, prints = Ledger(root), fingerprints(config)
     ingest, found, portraits = (ledger.read(stage, prints[stage]) for stage in ("ingest", "faces", "portraits"))
-    ids = {s.id for s in clip_sources}
-    shots = [s for r in ingest.values() if r.unit in ids for s in _units(Shot, r.children)]
-    duplicates = _duplicates(clip_sources, ingest)
-    firsts = [s for s in shots if s.source.id not in duplicates]
-    clips = _by_id(c for s in firsts if s.id in found for c in _units(Clip, found[s.id].children))
-    wanted = {s.id for s in image_sources}
-    stills = _by_id(p for r in portraits.values() if r.unit in wanted for p in _units(PortraitUnit, r.children))
+    # What is said of a source is what the manifest says now, not what it said when the file was looked through.
+    by_id, images_by_id = {s.id: s for s in clip_sources}, {s.id: s for s in image_sources}
+    shots = [replace(s, source=by_id[r.unit]) for r in ingest.values() if r.unit in by_id for s in _units(Shot, r.children)]
+    duplicates = _duplicates(clip_sources, ingest, {r["source"] for r in tables.load(root, "clips")})
+    duplicates |= _duplicates(image_sources, portraits, {r["source"] for r in tables.load(root, "portraits")})
+    firsts = [s for s in shots if s.source.id not in duplicates and s.id in found]
+    clips = _by_id(replace(c, source=s.source) for s in firsts for c in _units(Clip, found[s.id].children))
+    images = [r for r in portraits.values() if r.unit in images_by_id and r.unit not in duplicates]
+    stills = _by_id(replace(p, source=images_by_id[r.unit]) for r in images for p in _units(PortraitUnit, r.children))
+    clip_verdicts = {c.id: faces.decide(c.scores, config.gates) for c in clips}
+    accepted = [c for c in clips if clip_verdicts[c.id].accepted]
+    clip_stills = [portrait_of_clip(c) for c in accepted] if config.portraits_from_clips else []
     return Prepared(
         clip_sources=list(clip_sources),
         image_sources=list(image_sources),
         ingest=ingest,
         faces=found,
         portraits=portraits,
-        duplicates={**duplicates, **_duplicates(image_sources, portraits)},
+        duplicates=duplicates,
         shots=_by_id(shots),
         clips=clips,
         stills=stills,
-        clip_verdicts={c.id: faces.decide(c.scores, config.gates) for c in clips},
-        still_verdicts={p.id: faces.decide(p.scores, config.portrait_gates) for p in stills},
+        clip_stills=clip_stills,
+        clip_verdicts=clip_verdicts,
+        still_verdicts={p.id: faces.decide(p.scores, config.portrait_gates) for p in (*stills, *clip_stills)},
     )
 
 
@@ -108,11 +121,19 @@ def _by_id(units: Iterable[Any]) -> list[Any]:
     return [found[i] for i in sorted(found)]
 
 
-def _duplicates(sources: Sequence[SourceFile], records: dict[str, Record]) -> dict[str, str]:
-    """Sources whose content an earlier one (by URI) has already brought."""
+def _differs(source: SourceFile, record: Record) -> bool:
+    now = file_state(source.uri)
+    return now["size_bytes"] >= 0 and any(record.data.get(k, v) != v for k, v in now.items())
+
+
+def _duplicates(sources: Sequence[SourceFile], records: dict[str, Record], known: Set[str]) -> dict[str, str]:
+    """Sources whose content another one has brought: one that an earlier run took (`known`), else the first by URI.
+
+    So a copy that is added later never takes a clip, with its identity and licence, from the file that it was made of.
+    """
     first: dict[str, str] = {}
     duplicates: dict[str, str] = {}
-    for source in sorted(sources, key=lambda s: s.uri):
+    for source in sorted(sources, key=lambda s: (s.id not in known, s.uri)):
         record = records.get(source.id)
         content = record.data.get("content") if record else None
         if content and first.setdefault(content, source.id) != source.id:
@@ -120,17 +141,17 @@ def _duplicates(sources: Sequence[SourceFile], records: dict[str, Record]) -> di
     return duplicates
 
 
-def source_verdict(source: SourceFile, state: Prepared) -> tuple[str, str]:
+def source_verdict(source: SourceFile, kind: str, state: Prepared) -> tuple[str, str]:
     """Outcome and reason of a source file as a whole: done when one clip or portrait of it is accepted, else what it failed furthest on."""
-    first = state.ingest.get(source.id) or state.portraits.get(source.id)
+    first = (state.ingest if kind == "clip" else state.portraits).get(source.id)
     if first is None:
         return "", ""
     if first.outcome != Outcome.DONE:
         return first.outcome, first.reason
     if source.id in state.duplicates:
         return Outcome.REJECTED, "duplicate"
-    shots = state.shots_of[source.id]
-    verdicts = state.verdicts_of[source.id]
+    shots = state.shots_of[source.id] if kind == "clip" else []
+    verdicts = state.verdicts_of[kind, source.id]
     if any(v.accepted for v in verdicts):
         return Outcome.DONE, ""
     if verdicts:
@@ -161,9 +182,20 @@ class Generated:
         folder = motion.folder if motion and motion.outcome == Outcome.DONE else ""
         return Pair(id=planned.pair, clip=self.clips[planned.clip], portrait=self.portraits[planned.portrait], motion_folder=folder)
 
+    def is_live(self, planned: PlannedPair) -> bool:
+        """Whether clip and portrait are accepted now, and of two people. The plan only grows; what it holds may rest."""
+        clip, portrait = self.clips.get(planned.clip), self.portraits.get(planned.portrait)
+        return clip is not None and portrait is not None and clip.source.identity != portrait.source.identity
+
+    def people(self, planned: PlannedPair) -> dict[str, str]:
+        """Who performs and who appears, by what the manifest says now; by the plan where one of them has gone."""
+        if not self.is_live(planned):
+            return {"performer": planned.performer, "appearance": planned.appearance}
+        clip, portrait = self.clips[planned.clip], self.portraits[planned.portrait]
+        return {"performer": clip.source.identity, "appearance": portrait.source.identity}
+
     def live(self) -> list[PlannedPair]:
-        """Pairs whose clip and portrait are accepted now; a stricter gate leaves pairs in the plan that are none at present."""
-        return [p for p in self.planned if p.clip in self.clips and p.portrait in self.portraits]
+        return [p for p in self.planned if self.is_live(p)]
 
     def due_motion(self) -> list[dict[str, str]]:
         clips = {p.clip for p in self.live() if p.pair not in self.reenact}
@@ -182,8 +214,8 @@ class Generated:
 
     def verdict(self, planned: PlannedPair) -> tuple[str, str]:
         """Outcome and reason of a pair as a whole; empty while it is under way."""
-        if planned.clip not in self.clips or planned.portrait not in self.portraits:
-            return "", ""
+        if not self.is_live(planned):
+            return Outcome.REJECTED, "partner_gone"
         for record in (self.motion.get(planned.clip), self.reenact.get(planned.pair), self.regions.get(planned.pair)):
             if record is None:
                 return "", ""
@@ -201,7 +233,7 @@ def read_generated(root: Path, config: RunConfig, prepared: Prepared, planned: S
     return Generated(
         planned=list(planned),
         clips={c.id: c for c in prepared.accepted_clips},
-        portraits={p.id: p for p in prepared.accepted_portraits(config)},
+        portraits={p.id: p for p in prepared.accepted_portraits},
         motion=motion,
         reenact=reenact,
         regions=regions,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def status(root: Path) -> dict[str, Any]:
     """
     prints = read_run_file(root)["fingerprints"]
     records = {stage: Ledger(root).read(stage, prints[stage]) for stage in STAGES}
-    expected = _expected(root, records)
+    outcomes = tables.load(root, "outcomes")
+    expected = _expected(root, records, {r["unit"] for r in outcomes if r["kind"] == "pair" and _settled(r)})
     stages: dict[str, dict[str, int]] = {}
     reasons: Counter[str] = Counter()
     rate: dict[str, float] = {}
@@ -39,23 +41,29 @@ def status(root: Path) -> dict[str, Any]:
             left_s += left * seconds / len(records[stage])
         elif left:
             left_s = float("inf")  # nothing of it is done yet, so nobody knows
-    for r in tables.load(root, "outcomes"):
+    reasons["duplicate"] = sum(r["reason"] == "duplicate" for r in outcomes)
+    for r in outcomes:
         if r["stage"] in ("gates", "plan", "quality"):
             counts_by = stages.setdefault(r["stage"], {**dict.fromkeys((o.value for o in Outcome), 0), "left": 0})
             counts_by[r["outcome"]] += 1
             reasons.update([r["reason"]] if r["reason"] else [])
     return {
         "stages": stages,
-        "reasons": dict(sorted(reasons.items())),
+        "reasons": {reason: n for reason, n in sorted(reasons.items()) if n},
         "rate": rate,
         "seconds_left": round(left_s, 1) if left_s < float("inf") else -1.0,
     }
 
 
-def _expected(root: Path, records: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
-    """Units that each stage should have by the tables and by what the stage before it has made."""
+def _settled(pair: dict[str, Any]) -> bool:
+    """Whether a pair needs no more work though the stages have no record of it: it rests, or its clip's motion could not be made."""
+    return pair["stage"] == "plan" or (pair["stage"] == "quality" and pair["outcome"] in (Outcome.FAILED, Outcome.QUARANTINED))
+
+
+def _expected(root: Path, records: dict[str, dict[str, Any]], settled: Set[str]) -> dict[str, set[str]]:
+    """Units that each stage should have by the tables and by what the stage before it has made; `settled` ones need none."""
     sources = tables.load(root, "sources")
-    pairs = tables.load(root, "pairs")
+    pairs = [p for p in tables.load(root, "pairs") if p["pair"] not in settled]
     return {
         "ingest": {s["source"] for s in sources if s["kind"] == "clip"},
         "faces": {c["id"] for r in records["ingest"].values() for c in r.children},

@@ -60,6 +60,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def clear_temporaries(root: Path) -> None:
+    """Takes away the temporary files of killed processes; only for the process that holds the run."""
+    for pattern in (".*.tmp-*", "tables/.*.tmp-*", "ledger/*/.*.tmp-*", "shards/*/.*.tmp-*"):
+        for path in root.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def exclusive(root: Path) -> Iterator[None]:
     """Only one process works on a run. The lock goes with its process, however that ends.

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import tables
-from pipeline.ledger import STAGES, Ledger
+from pipeline.ledger import STAGES, Ledger, damaged_units
 from pipeline.storage import read_run_file
-from schemas.ids import content_digest, file_digest
+from schemas.ids import content_digest
 from schemas.outcomes import REASONS, Outcome
-from schemas.sample import INDEX_NAME, MEMBERS, OPTIONAL_MEMBERS, SampleInfo, read_index, sample_digest
+from schemas.sample import INDEX_NAME, INFO, MEMBERS, OPTIONAL_MEMBERS, SampleInfo, read_index, read_members, sample_digest
 
 
 def verify(root: Path) -> list[str]:
@@ -34,15 +34,10 @@ def _check_ledger(root: Path, prints: dict[str, str]) -> Iterator[str]:
     """Every artifact that a record names is there and has its digest; every attempt is closed."""
     ledger = Ledger(root)
     for stage in STAGES:
-        for unit, record in ledger.read(stage, prints[stage]).items():
-            if record.outcome == Outcome.DONE:
-                for name, digest in record.digests.items():
-                    path = root / record.folder / name
-                    if not path.is_file():
-                        yield f"{path}: missing, though {stage} made it for {unit}"
-                    elif file_digest(path) != digest:
-                        yield f"{path}: changed since {stage} made it"
-            elif record.reason not in REASONS:
+        records = ledger.read(stage, prints[stage])
+        yield from (f"{problem}; `crosspair retry RUN --damaged` and a run mend that" for _, problem in damaged_units(root, stage, records))
+        for unit, record in records.items():
+            if record.outcome != Outcome.DONE and record.reason not in REASONS:
                 yield f"ledger/{stage}: unit {unit} is {record.outcome} without a known reason ({record.reason!r})"
         for attempt in (ledger.folder / stage / "open").glob("*"):
             yield f"{attempt}: an attempt without an outcome; run `crosspair run` again"
@@ -50,6 +45,10 @@ def _check_ledger(root: Path, prints: dict[str, str]) -> Iterator[str]:
 
 def _check_tables(root: Path, prints: dict[str, str]) -> Iterator[str]:
     """Every unit listed or planned has an outcome, the one in the ledger; every set that the tables name is there."""
+    packed = any((root / "shards").glob("*"))
+    for name in ("sources", "clips", "portraits", "outcomes", *(("identities", "pairs", "samples") if packed else ())):
+        if not (root / "tables" / f"{name}.parquet").is_file():
+            yield f"{root / 'tables' / name}.parquet: missing"
     rows = tables.load(root, "outcomes")
     records = {stage: Ledger(root).read(stage, prints[stage]) for stage in STAGES}
     for r in rows:
@@ -136,13 +135,22 @@ def _check_tar(path: Path, rows: list[dict]) -> Iterator[str]:
                 yield f"{path}: {key} is not where the index says"
             elif content_digest(data) != m["digest"]:
                 yield f"{path}: {key} does not have its digest"
-            elif m["name"] == "json" and SampleInfo.decode(data).key != row["sample"]:
-                yield f"{path}: {key} belongs to another sample"
+            elif m["name"] == INFO:
+                yield from (f"{path}: {key} and the index differ in `{field}`" for field in _contradictions(SampleInfo.decode(data), row))
     yield from (f"{path}: {name} is not in the index" for name in sorted(found))
 
 
+def _contradictions(info: SampleInfo, row: dict) -> list[str]:
+    """Fields in which KEY.json and its row of the index differ."""
+    shared = ("clip", "portrait", "performer", "appearance", "split", "frames", "fps", "size_px", "has_audio")
+    return [f for f in shared if getattr(info, f) != row[f]] + (["key"] if info.key != row["sample"] else [])
+
+
 def diff(a: Path, b: Path) -> list[str]:
-    """How the samples of two runs differ, a sentence each; empty when they are the same, byte for byte."""
+    """How the samples of two runs differ, a sentence each; empty when they are the same, byte for byte.
+
+    Bytes are read, not believed. In which tar a sample stands is no difference: a run that grew has other tars than one made at once.
+    """
     sets = {root: {p.name: p for p in (root / "shards").glob("*") if p.is_dir()} for root in (a, b)}
     for root in (a, b):
         if not sets[root]:
@@ -154,9 +162,11 @@ def diff(a: Path, b: Path) -> list[str]:
             if key not in left or key not in right:
                 differences.append(f"{name}: sample {key} is in {a if key in left else b} only")
                 continue
-            digests = [{m["name"]: m["digest"] for m in side[key]["members"]} for side in (left, right)]
-            names = sorted(n for n in digests[0].keys() | digests[1].keys() if digests[0].get(n) != digests[1].get(n))
+            try:
+                members = [read_members(sets[root][name], side[key], MEMBERS) for root, side in ((a, left), (b, right))]
+            except ValueError as e:
+                differences.append(f"{name}: {e}")
+                continue
+            names = sorted(n for n in members[0].keys() | members[1].keys() if members[0].get(n) != members[1].get(n))
             differences += [f"{name}: {key}.{n} differs" for n in names]
-        tars = [{p.name: file_digest(p) for p in sets[root][name].glob("*.tar")} for root in (a, b)]
-        differences += [f"{name}: {tar} differs" for tar in sorted(tars[0].keys() | tars[1].keys()) if tars[0].get(tar) != tars[1].get(tar)]
     return differences

@@ -57,6 +57,15 @@ def read_spec(cls: type, text: str) -> Any:
     return TypeAdapter(cls).validate_json(text)
 
 
+def file_state(uri: str) -> dict[str, int]:
+    """Size and time of a file as its record keeps them; -1 where there is none. What differs from the record is due again."""
+    try:
+        stat = Path(uri).stat()
+    except OSError:
+        return {"size_bytes": -1, "mtime_ns": -1}
+    return {"size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
 def build_stage(name: str, config: RunConfig) -> Callable[..., tuple[dict[str, Any], list[Any]]]:
     """The stage's object; imports what it needs and no more."""
     size_px = config.video.size_px
@@ -106,6 +115,7 @@ class StageWorker:
     def _run(self, stage: str, spec: Any) -> list[dict[str, str]]:
         """One unit to its outcome: the rows of its children, and one that tells the driver."""
         info, writer = STAGES[stage], self._writers[stage]
+        seen = file_state(spec.uri) if isinstance(spec, SourceFile) else {}
         deaths = writer.begin(spec.id, self._session) - 1
         started = time.monotonic()
         children: list[Any] = []
@@ -113,7 +123,7 @@ class StageWorker:
             fields: dict[str, Any] = {
                 "outcome": Outcome.QUARANTINED,
                 "reason": "worker_died",
-                "message": f"killed or hung its worker {deaths} times",
+                "message": f"killed its worker, or took longer than limits.unit_s = {self._config.limits.unit_s:.0f} s, {deaths} times",
                 "attempts": deaths,
             }
         else:
@@ -127,7 +137,7 @@ class StageWorker:
             fingerprint=self._fingerprints[stage],
             seconds=round(time.monotonic() - started, 3),
             children=[asdict(c) for c in children],
-            **fields,
+            **{**fields, "data": {**fields.get("data", {}), **seen}},
         )
         writer.add(record)
         told = {"stage": OUTCOME, "unit": spec.id, "spec": json.dumps([stage, record.outcome, record.reason])}

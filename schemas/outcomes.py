@@ -15,10 +15,10 @@ class Outcome(StrEnum):
 
 # Every reason code in use, with the sentence a user reads. Codes are a contract: add, never rename.
 REASONS: dict[str, str] = {
-    "missing": "the file was listed and then could not be found; put it back or drop it from `clips:`",
-    "unreadable": "the file could not be opened for reading; check its permissions",
+    "missing": "the file was listed and then could not be found; put it back, and the next run takes it up",
+    "unreadable": "the file could not be opened for reading; mend its permissions and use `crosspair retry RUN --reason unreadable`",
     "symlink": "the path is a symbolic link; list the file it points to",
-    "empty_file": "the file has no bytes; fetch it again",
+    "empty_file": "the file has no bytes; fetch it again, and the next run takes it up",
     "not_media": "no known video or image container; check what the file really is",
     "no_video": "the container holds no video stream",
     "truncated": "the container ends before its index; fetch the file again",
@@ -42,6 +42,7 @@ REASONS: dict[str, str] = {
     "geometry": "the driving head's place or size strays from the target's",
     "lost_driving_face": "no face was found in some frames of the driving video",
     "withdrawn": "an identity in it was withdrawn",
+    "partner_gone": "its clip or its portrait is not accepted any more, or both are one person now",
     "timeout": "the unit took longer than its time limit",
     "worker_died": "the unit's worker died under it",
     "error": "an unexpected error; see the message",

@@ -148,17 +148,21 @@ def read_members(folder: Path, row: Mapping, names: tuple[str, ...]) -> dict[str
     """Bytes of the named members of one index row, by ranged reads. Members that the sample does not have are left out.
 
     Raises:
-        ValueError: the tar ends early.
+        ValueError: the tar is gone or ends early, or a member does not have its digest; names tar and member.
     """
+    path = folder / row["tar"]
     found: dict[str, bytes] = {}
-    with (folder / row["tar"]).open("rb") as f:
-        for member in row["members"]:
-            if member["name"] in names:
-                f.seek(member["offset"])
-                data = f.read(member["size"])
-                if len(data) != member["size"]:
-                    raise ValueError(f"{row['tar']}: ends inside {row['sample']}.{member['name']}")
-                found[member["name"]] = data
+    try:
+        with path.open("rb") as f:
+            for member in row["members"]:
+                if member["name"] in names:
+                    f.seek(member["offset"])
+                    found[member["name"]] = f.read(member["size"])
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read: {e.strerror}; `crosspair verify` says what is damaged") from e
+    for member in row["members"]:
+        if member["name"] in found and content_digest(found[member["name"]]) != member["digest"]:
+            raise ValueError(f"{path}: {row['sample']}.{member['name']} does not have its digest; `crosspair verify` says what is damaged")
     return found
 
 

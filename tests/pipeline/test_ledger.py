@@ -83,8 +83,18 @@ def test_a_segment_half_written_when_killed_is_no_segment(tmp_path: Path) -> Non
 def test_forgotten_units_are_due_again_and_no_others(tmp_path: Path) -> None:
     write(tmp_path, record("a", Outcome.FAILED, reason="error"), record("b"))
     write(tmp_path, record("a", Outcome.FAILED, reason="error"))
-    Ledger(tmp_path).forget("faces", {"a"})
-    assert set(Ledger(tmp_path).read("faces", "f")) == {"b"} and len(segments(tmp_path)) == 1
+    write(tmp_path, record("a", print_="older"))
+    Ledger(tmp_path).forget("faces", "f", {"a"})
+    assert set(Ledger(tmp_path).read("faces", "f")) == {"b"} and len(segments(tmp_path)) == 2
+    assert set(Ledger(tmp_path).read("faces", "older")) == {"a"}
+
+
+def test_many_segments_become_one_that_says_the_same(tmp_path: Path) -> None:
+    for n in range(40):
+        write(tmp_path, record(f"u{n % 7}", Outcome.DONE if n > 20 else Outcome.FAILED, reason="" if n > 20 else "error", folder=str(n)))
+    before = Ledger(tmp_path).read("faces", "f")
+    Ledger(tmp_path).compact()
+    assert Ledger(tmp_path).read("faces", "f") == before and len(segments(tmp_path)) == 1
 
 
 def test_attempts_under_a_dead_worker_are_counted_by_session(tmp_path: Path) -> None:

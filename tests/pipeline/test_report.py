@@ -1,0 +1,81 @@
+"""The report: complete, self-contained, and drawn by a real browser."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from smallworld import Finished
+
+from pipeline.report import contact_sheet, write_report
+from schemas.sample import DRIVING, REGIONS_MEMBER, SOURCE, TARGET, read_index, read_members
+
+_BROWSER = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--window-size=1100,3000",
+]
+
+
+@pytest.fixture(scope="module")
+def page(finished: Finished) -> Path:
+    return write_report(finished.root)
+
+
+def test_names_every_reason_and_every_pair(finished: Finished, page: Path) -> None:
+    text = page.read_text()
+    for reason in finished.summary.reasons:
+        assert f"<code>{reason}</code>" in text
+    assert finished.summary.shards is not None
+    for row in read_index(finished.summary.shards).to_pylist():
+        assert row["sample"] in text
+
+
+def test_needs_no_other_file_and_no_network(page: Path) -> None:
+    text = page.read_text()
+    links = re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert links
+    assert all(link.startswith("data:image/") for link in links)
+    for link in links:
+        data = base64.b64decode(link.split(",", 1)[1])
+        assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None
+
+
+def test_sheet_shows_the_masked_driving_frame_and_nothing_else(finished: Finished) -> None:
+    assert finished.summary.shards is not None
+    row = read_index(finished.summary.shards).to_pylist()[0]
+    side = row["size_px"]
+    sheet = contact_sheet(read_members(finished.summary.shards, row, (SOURCE, TARGET, DRIVING, REGIONS_MEMBER)), columns=3, tile_px=side)
+    assert sheet.shape == (4 * side, 4 * side, 3)
+    driving, masked = sheet[side : 2 * side, side:], sheet[3 * side :, side:]
+    lit = masked.any(-1)
+    assert 0.005 < lit.mean() < 0.3  # eyes, nose and mouth are there, and little else
+    assert (masked == driving)[lit].all()
+
+
+@pytest.mark.skipif(_BROWSER is None, reason="no Chromium on this machine")
+def test_is_drawn_by_a_browser(page: Path, tmp_path: Path) -> None:
+    shot = tmp_path / "report.png"
+    assert _BROWSER is not None
+    command = [_BROWSER, *_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    picture = cv2.imread(str(shot))
+    assert picture is not None
+    assert picture.shape[1] == 1100
+    used = (picture.std(axis=(1, 2)) > 1).nonzero()[0]
+    assert used[-1] > 900, "the page ends early"
+    assert len(np.unique(picture.reshape(-1, 3)[::97], axis=0)) > 200, "no pictures on the page"
