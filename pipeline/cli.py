@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +25,16 @@ RunPath = Annotated[Path, typer.Argument(help="a run's folder")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="overrides one value of the config")]
 
 
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Ctrl-C ends a command that can be taken up again with a word about that."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on where it stood")
+        raise typer.Exit(130) from None
+
+
 @app.command()
 def run(
     config: ConfigPath, set_: Overrides = None, until: Annotated[str, typer.Option(help="prepare, plan, generate or pack")] = "pack"
@@ -34,7 +45,7 @@ def run(
     from schemas.config import load_config
 
     settings = load_config(RunConfig, config, set_ or ())
-    with ConsoleWatcher(console) as watcher:
+    with _resumable(), ConsoleWatcher(console) as watcher:
         summary = run_pipeline(settings, base=config.parent, watcher=watcher, until=until)
     for name in ("sources", "clips", "pairs"):
         counts = getattr(summary, name)
@@ -120,7 +131,8 @@ def train(config: ConfigPath, set_: Overrides = None) -> None:
         numbers = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in record.items() if k != "step")
         console.print(f"step {record['step']:.0f}: {numbers}")
 
-    result = train_main(config, set_ or [], on_progress=show)
+    with _resumable():
+        result = train_main(config, set_ or [], on_progress=show)
     console.print(f"checkpoint: {result.checkpoint}")
     if result.sheet:
         console.print(f"sampled: {result.sheet}")
@@ -131,19 +143,14 @@ def demo(out: Annotated[Path, typer.Option(help="where everything goes")] = Path
     """Makes its own clips, runs everything on them, trains a few steps, and writes the report."""
     from pipeline.demo import run_demo
 
-    run_demo(out, console)
+    with _resumable():
+        run_demo(out, console)
 
 
 def main() -> None:
     """Entry point of the command."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except click.ClickException as e:
-        e.show()
-        sys.exit(e.exit_code)
+        app()
     except ValueError as e:
         print(f"crosspair: {e}", file=sys.stderr)
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        print("crosspair: stopped; the same command goes on where it stood", file=sys.stderr)
-        sys.exit(130)

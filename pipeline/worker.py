@@ -154,6 +154,7 @@ class StageWorker:
             faulthandler.dump_traceback_later(limits.unit_s, exit=True, file=sys.__stderr__ or 2)
             try:
                 data, children = self._stage(stage)(spec, out)
+                out.flush()
                 return {
                     "outcome": Outcome.DONE,
                     "data": data,
