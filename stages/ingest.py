@@ -187,7 +187,7 @@ def frames_at_rate(path: Path, timing: Timing, source_frames: np.ndarray) -> Ite
     """
     first, last = int(source_frames[0]), int(source_frames[-1])
     pts = timing.pts
-    can_seek = first > 0 and pts[first] >= 0 and len(np.unique(pts)) == len(pts)
+    can_seek = first > 0 and pts[first] >= 0 and np.count_nonzero(pts == pts[first]) == 1
     k = 0
     for frame in decode(path, start_pts=int(pts[first]) if can_seek else None, start_index=first):
         while k < len(source_frames) and source_frames[k] == frame.index:

@@ -161,6 +161,22 @@ def test_a_long_shot_is_cut_evenly() -> None:
     assert len(lengths) == 3 and np.ptp(lengths) <= 1
 
 
+def test_b_frames_in_avi_are_all_shown(tmp_path: Path) -> None:
+    """Their time stamps come in the order of decoding."""
+    path = tmp_path / "a.avi"
+    command = ["-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=4", "-c:v", "libx264", "-bf", "3", str(path)]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *command], check=True)
+    _, shots, out = ingest(path, tmp_path)
+    timing = Timing.read(out.root / out.folder / "timing.npz")
+    assert len(shots) == 1
+    shown = frame_map(timing.times, 0, 99, 25)
+    assert abs(len(shown) - 100) <= 2 and len(set(shown.tolist())) >= 98
+    whole = [f.rgb for _, f in frames_at_rate(path, timing, shown)]
+    for first in (20, 51, 52, 53, 70):
+        for k, frame in frames_at_rate(path, timing, shown[first : first + 5]):
+            np.testing.assert_array_equal(frame.rgb, whole[first + k])
+
+
 def test_two_streams_joined_are_two_shots_and_all_frames(tmp_path: Path) -> None:
     """The second one's clock starts again, so nobody knows where its sound lies: it gets none."""
     parts = [
