@@ -111,13 +111,13 @@ class ShardStream:
         """The window at a position, decoded; a pure function of the shards, the config and `position`.
 
         Raises:
-            ValueError: the sample is of another format, or damaged.
+            ValueError: the sample is of another format, damaged or missing; names it and its tar.
         """
         epoch, place = divmod(position, len(self))
         row = self._rows.slice(int(self.order(epoch)[place]), 1).to_pylist()[0]
         try:
             return self._read(row, epoch, position)
-        except ValueError as e:
+        except (ValueError, OSError) as e:
             raise ValueError(f"{self.folder / row['tar']}: sample {row['sample']}: {e}") from e
 
     def _read(self, row: dict[str, Any], epoch: int, position: int) -> Window:
@@ -125,7 +125,14 @@ class ShardStream:
         missing = {INFO, SOURCE, TARGET, DRIVING, REGIONS_MEMBER} - set(members)
         if missing:
             raise ValueError(f"members {sorted(missing)} are missing")
-        SampleInfo.decode(members[INFO])  # refuses other formats
+        info = SampleInfo.decode(members[INFO])  # refuses other formats
+        for what, found, listed in (
+            ("key", info.key, row["sample"]),
+            ("frames", info.frames, row["frames"]),
+            ("size_px", info.size_px, row["size_px"]),
+        ):
+            if found != listed:
+                raise ValueError(f"its {what} is {found!r}, the index says {listed!r}: index and tar are not of one run")
         place, still = (int(x) for x in _draws(2, "window", self.config.seed, epoch, row["sample"]))
         first = place % (row["frames"] - self.window + 1)
         return Window(
@@ -134,7 +141,7 @@ class ShardStream:
             first_frame=first,
             source=self._resize(self._source(members, row["frames"], first, still)),
             target=np.stack([self._resize(f) for f in decode_video(members[TARGET], first=first, count=self.window)]),
-            driving=self._driving(members, first + self.config.history, row["size_px"]),
+            driving=self._driving(members, first + self.config.history, row["frames"], row["size_px"]),
         )
 
     def _source(self, members: dict[str, bytes], frames: int, first: int, draw: int) -> np.ndarray:
@@ -145,17 +152,21 @@ class ShardStream:
         frame = draw % outside
         return decode_video(members[TARGET], first=frame if frame < first else frame + self.window, count=1)[0]
 
-    def _driving(self, members: dict[str, bytes], first: int, size_px: int) -> np.ndarray:
+    def _driving(self, members: dict[str, bytes], first: int, frames: int, size_px: int) -> np.ndarray:
         """Masked at the size of the shards, where the outlines are in px, then resized."""
         regions = Regions.decode(members[REGIONS_MEMBER])
+        if len(regions.valid) != frames:
+            raise ValueError(f"regions of {len(regions.valid)} frames for a video of {frames}")
         dilate_px = self.config.mask_dilation * size_px
-        frames = decode_video(members[DRIVING], first=first, count=self.config.frames)
-        masks = (rasterise(regions, first + t, size_px, dilate_px=dilate_px) for t in range(len(frames)))
-        return np.stack([self._resize(masked_driving(f, m)) for f, m in zip(frames, masks, strict=True)])
+        driving = decode_video(members[DRIVING], first=first, count=self.config.frames)
+        masks = (rasterise(regions, first + t, size_px, dilate_px=dilate_px) for t in range(len(driving)))
+        return np.stack([self._resize(masked_driving(f, m)) for f, m in zip(driving, masks, strict=True)])
 
     def _resize(self, frame: np.ndarray) -> np.ndarray:
         side = self.frame_px
-        return frame if frame.shape[:2] == (side, side) else cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA)
+        if frame.shape[:2] == (side, side):
+            return frame
+        return cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA if frame.shape[0] > side else cv2.INTER_CUBIC)
 
 
 def _draws(count: int, *of: str | int) -> np.ndarray:

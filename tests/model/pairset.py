@@ -47,10 +47,11 @@ def moving(frames: int, phase: float) -> np.ndarray:
 
 
 def regions_of(frames: int) -> Regions:
-    """Squares where eyes, nose and mouth could be; the nose is never seen."""
+    """Squares where eyes, nose and mouth could be, elsewhere in each frame; the nose is never seen."""
     centres = np.array([(60, 36), (36, 36), (48, 52), (48, 70)], np.float32)
     square = np.array([(-6, -6), (6, -6), (6, 6), (-6, 6)], np.float32)
-    outlines = np.broadcast_to(centres[:, None] + square, (frames, len(REGIONS), 4, 2)).copy()
+    sway = np.stack([8 * np.sin(0.7 * np.arange(frames)), np.arange(frames) % 13], 1).astype(np.float32)
+    outlines = sway[:, None, None] + (centres[:, None] + square)
     valid = np.ones((frames, len(REGIONS)), bool)
     valid[:, 2] = False
     return Regions(outlines, valid)

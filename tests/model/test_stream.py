@@ -6,14 +6,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pairset import FRAMES, SIZE_PX, members_of, regions_of, write_pair_set
+from pairset import FRAMES, INFO_TEMPLATE, SIZE_PX, members_of, regions_of, write_pair_set
 
 from model.stream import Prefetch, ShardStream, StreamConfig, Window, find_pair_set
 from schemas.ids import digest
 from schemas.regions import masked_driving, rasterise
-from schemas.sample import DRIVING, INDEX_NAME, INFO, SOURCE, TARGET, decode_image, read_members
+from schemas.sample import DRIVING, INDEX_NAME, INDEX_SCHEMA, INFO, REGIONS_MEMBER, SOURCE, TARGET, decode_image, read_members
 from schemas.video import decode_video
 
 CONFIG = StreamConfig(frames=4, history=2)
@@ -26,6 +27,12 @@ def key_of(window: Window) -> tuple[str, int]:
 def member(pair_set: Path, key: str, name: str) -> bytes:
     rows = {r["sample"]: r for r in pq.read_table(pair_set / INDEX_NAME).to_pylist()}
     return read_members(pair_set, rows[key], (name,))[name]
+
+
+def first_of(folder: Path, key: str) -> int:
+    """The position of a sample in the first epoch."""
+    stream = ShardStream(folder, CONFIG)
+    return stream.order(0).tolist().index(stream.keys.index(key))
 
 
 def test_each_epoch_has_every_sample_once_in_an_order_of_its_own(pair_set: Path) -> None:
@@ -86,6 +93,23 @@ def test_the_source_is_a_frame_of_the_target_outside_the_window(pair_set: Path) 
     assert len(stills) > 5
 
 
+def test_no_frame_of_the_window_is_ever_the_source_and_any_other_can_be(pair_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def spy(_: bytes, *, first: int, count: int) -> list[None]:
+        assert count == 1
+        asked.append(first)
+        return [None]
+
+    monkeypatch.setattr("model.stream.decode_video", spy)
+    stream = ShardStream(pair_set, CONFIG)
+    for first in range(10 - stream.window + 1):
+        asked.clear()
+        for draw in range(20):
+            stream._source({TARGET: b""}, 10, first, draw)
+        assert set(asked) == set(range(10)) - set(range(first, first + stream.window))
+
+
 def test_the_source_is_the_still_where_the_window_covers_the_clip(pair_set: Path) -> None:
     stream = ShardStream(pair_set, StreamConfig(frames=46, history=2))  # only "c" is that long
     window = stream.read(0)
@@ -142,6 +166,47 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     stream = ShardStream(write_pair_set(tmp_path / "set", {"k": members}), CONFIG)
     with pytest.raises(ValueError, match="without pickle"):
         stream.read(0)
+
+
+def test_what_the_index_says_and_what_the_tar_holds_must_be_one(tmp_path: Path) -> None:
+    folder = write_pair_set(tmp_path / "set", {k: members_of(k, frames, tmp_path) for k, frames in (("j", 12), ("k", 14))})
+    rows = pq.read_table(folder / INDEX_NAME).to_pylist()
+    rows[0]["members"], rows[1]["members"] = rows[1]["members"], rows[0]["members"]
+    pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), folder / INDEX_NAME)
+    with pytest.raises(ValueError, match=r"train-000000.tar: sample j: its key is 'k', the index says 'j'"):
+        ShardStream(folder, CONFIG).read(first_of(folder, "j"))
+
+
+@pytest.mark.parametrize(("said", "complaint"), [({"frames": 13}, "frames is 13, .* 12"), ({"size_px": 64}, "size_px is 64, .* 96")])
+def test_sizes_that_differ_from_the_index_are_refused(tmp_path: Path, said: dict, complaint: str) -> None:
+    members = members_of("k", 12, tmp_path)
+    members[INFO] = replace(INFO_TEMPLATE, key="k", **({"frames": 12} | said)).encode()
+    folder = write_pair_set(tmp_path / "set", {"k": members})
+    rows = pq.read_table(folder / INDEX_NAME).to_pylist()
+    pq.write_table(pa.Table.from_pylist([rows[0] | {"frames": 12, "size_px": SIZE_PX}], INDEX_SCHEMA), folder / INDEX_NAME)
+    with pytest.raises(ValueError, match=f"sample k: its {complaint}"):
+        ShardStream(folder, CONFIG).read(0)
+
+
+def test_regions_shorter_than_the_video_are_refused(tmp_path: Path) -> None:
+    members = members_of("k", 12, tmp_path) | {REGIONS_MEMBER: regions_of(3).encode()}
+    stream = ShardStream(write_pair_set(tmp_path / "set", {"k": members}), CONFIG)
+    with pytest.raises(ValueError, match="sample k: regions of 3 frames for a video of 12"):
+        stream.read(0)
+
+
+def test_a_missing_tar_is_named(tmp_path: Path) -> None:
+    folder = write_pair_set(tmp_path / "set", {"k": members_of("k", 12, tmp_path)})
+    (folder / "train-000000.tar").unlink()
+    with pytest.raises(ValueError, match=r"train-000000.tar: sample k: .*No such file"):
+        ShardStream(folder, CONFIG).read(0)
+
+
+def test_frames_grow_without_steps(pair_set: Path) -> None:
+    """A picture of twice the size has values between those of neighbours, which repeating pixels has not."""
+    small, large = (ShardStream(pair_set, replace(CONFIG, frame_px=px)).read(0).source for px in (SIZE_PX, 2 * SIZE_PX))
+    assert not np.array_equal(large, small.repeat(2, 0).repeat(2, 1))
+    assert np.abs(large[1::2, 1::2].astype(int) - small).mean() < 8
 
 
 def test_a_damaged_video_names_the_sample(tmp_path: Path) -> None:
