@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
 # Shape suffixes: B batch, F frames of the window, P previous frames (F' in the paper), C latent channels, H W latent rows and columns,
 # L text tokens, D token width.
-
-
-class Dropped(StrEnum):
-    """What takes the place of a control that was dropped. The paper does not say; a model is trained and sampled with one of these."""
-
-    REMOVED = "removed"  # its tokens are left out: nothing can leak, and the forward pass is shorter
 
 
 class Kept(NamedTuple):
@@ -32,7 +25,10 @@ U, S, D, P = Kept(), Kept(source=True), Kept(source=True, driving=True), Kept(so
 
 @dataclass(frozen=True, kw_only=True)
 class Controls:
-    """Latents of the control signals; None is a dropped one."""
+    """Latents of the control signals; None is a dropped one.
+
+    The paper does not say what takes its place. Here its tokens are left out: nothing can leak, and the forward pass is shorter.
+    """
 
     source_BCHW: Tensor | None = None  # a still of the person to animate
     driving_BFCHW: Tensor | None = None  # eyes, nose and mouth of the driving video, the rest black
@@ -45,9 +41,6 @@ class Controls:
             driving_BFCHW=self.driving_BFCHW if kept.driving else None,
             history_BPCHW=self.history_BPCHW if kept.history else None,
         )
-
-    def without_history(self) -> Controls:
-        return replace(self, history_BPCHW=None)
 
 
 class Text(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
-from model.controls import Controls, Dropped, Text
+from model.controls import Controls, Text
 from model.temporal import TemporalAttention
 
 # Shape suffixes: B batch, F frames of the window, P previous frames (F' in the paper), N = P + F, C latent channels, H W latent rows and
@@ -38,7 +38,10 @@ class PortraitConfig:
     history: int = 3  # F', previous frames
     factorised: bool = False  # temporal attention along time only
     history_time: Literal["clean", "same"] = "clean"  # timestep that previous frames are given: 0, or that of the noisy frames
-    dropped: Dropped = Dropped.REMOVED
+
+    def __post_init__(self) -> None:
+        if self.history > self.frames:
+            raise ValueError(f"history ({self.history}) must be at most frames ({self.frames}): previous frames come from one window")
 
 
 TINY = PortraitConfig()

@@ -96,6 +96,61 @@ def test_every_control_changes_the_output_once_trained() -> None:
     assert all((a - b).abs().max() > 1e-3 for a, b in combinations(outs, 2))
 
 
+@pytest.mark.parametrize(
+    ("kept", "slots"),
+    [
+        (U, [Slot.VIDEO]),
+        (Kept(source=True), [Slot.SOURCE, Slot.VIDEO]),
+        (Kept(driving=True), [Slot.VIDEO, Slot.DRIVING]),
+        (Kept(history=True), [Slot.VIDEO, Slot.VIDEO]),
+        (P, [Slot.SOURCE, Slot.VIDEO, Slot.VIDEO, Slot.DRIVING]),
+    ],
+)
+def test_each_control_lies_in_its_slot(kept: Kept, slots: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
+    dit, (noisy, timestep, text, controls) = model(), inputs()
+    used, positions = [], dit.positions
+
+    def spy(rows: int, columns: int, slot: Slot) -> Tensor:
+        used.append(slot)
+        return positions(rows, columns, slot)
+
+    monkeypatch.setattr(dit, "positions", spy)
+    with torch.no_grad():
+        dit(noisy, timestep, text, controls.keep(kept))
+    assert sorted(used) == slots
+
+
+@torch.no_grad()
+def changed_frames(dit: PortraitDiT, changed: Controls) -> list[int]:
+    noisy, timestep, text, controls = inputs()
+    change = (dit(noisy, timestep, text, changed) - dit(noisy, timestep, text, controls)).abs().amax((0, 2, 3, 4))
+    return change.gt(1e-5).nonzero().flatten().tolist()
+
+
+def test_a_driving_frame_moves_its_own_frame_and_the_source_moves_all() -> None:
+    """On a fresh model, whose frames do not see each other yet."""
+    dit, controls = model(), inputs()[3]
+    assert controls.driving_BFCHW is not None and controls.source_BCHW is not None
+    for f in range(F):
+        driving = controls.driving_BFCHW.clone()
+        driving[:, f] += 1
+        assert changed_frames(dit, replace(controls, driving_BFCHW=driving)) == [f]
+    assert changed_frames(dit, replace(controls, source_BCHW=controls.source_BCHW + 1)) == list(range(F))
+
+
+@pytest.mark.parametrize(("kept", "first"), [(D, CONFIG.history), (P, 0)])
+def test_the_windows_frames_have_the_same_numbers_with_and_without_history(kept: Kept, first: int) -> None:
+    dit, (noisy, timestep, text, controls) = model(), inputs()
+    numbers: list[tuple[int, int]] = []
+    for temporal in dit.temporal:
+        temporal.register_forward_pre_hook(
+            lambda _, args, kwargs: numbers.append((kwargs["first_frame"], kwargs["first_frame"] + args[0].shape[1])), with_kwargs=True
+        )
+    with torch.no_grad():
+        dit(noisy, timestep, text, controls.keep(kept))
+    assert numbers == [(first, CONFIG.history + F)] * CONFIG.layers
+
+
 def test_frames_see_each_other_only_through_the_temporal_module() -> None:
     noisy, timestep, text, controls = inputs()
     other = noisy.clone()
@@ -120,7 +175,7 @@ def test_factorised_attention_has_the_same_parameters_and_looks_along_time_only(
         assert bool(change[1:, 1:].max() > 1e-6) == elsewhere
 
 
-def test_a_frame_keeps_its_number_with_and_without_history() -> None:
+def test_a_frames_number_matters() -> None:
     temporal = awake().temporal[0]
     x = torch.zeros(1, 1, 1, 32)
     with torch.no_grad():
@@ -137,6 +192,11 @@ def test_the_time_of_previous_frames_is_a_choice() -> None:
         clean_at_zero = awake()(noisy, torch.zeros(B), text, controls)
     assert not torch.allclose(clean, same, atol=1e-5)
     torch.testing.assert_close(at_zero, clean_at_zero)
+
+
+def test_history_that_one_window_cannot_give_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"history \(4\) must be at most frames \(3\)"):
+        replace(CONFIG, history=4)
 
 
 def test_the_papers_size() -> None:
