@@ -53,9 +53,18 @@ def guided_velocity(model: PortraitDiT, noisy_BFCHW: Tensor, sigma: float, text:
 
 
 @torch.no_grad()
-def sample_window(model: PortraitDiT, noise_BFCHW: Tensor, text: Text, controls: Controls, *, steps: int, guidance: Guidance) -> Tensor:
+def sample_window(
+    model: PortraitDiT,
+    noise_BFCHW: Tensor,
+    text: Text,
+    controls: Controls,
+    *,
+    steps: int,
+    guidance: Guidance,
+    shift: float = 3.0,
+) -> Tensor:
     """One window of frames from noise, clean latents (B, F, C, H, W)."""
-    sigmas = noise_levels(steps).tolist()
+    sigmas = noise_levels(steps, shift=shift).tolist()
     x_BFCHW = noise_BFCHW
     for sigma, below in pairwise(sigmas):
         x_BFCHW = x_BFCHW + (below - sigma) * guided_velocity(model, x_BFCHW, sigma, text, controls, guidance)
@@ -70,6 +79,7 @@ def sample_video(
     *,
     steps: int = 40,
     guidance: Guidance | None = None,
+    shift: float = 3.0,
     generator: torch.Generator,
 ) -> Tensor:
     """A video of any length in windows of F frames, each told the last F' frames made; clean latents (B, T, C, H, W).
@@ -82,7 +92,7 @@ def sample_video(
     made: list[Tensor] = []
     for driving_BFCHW in torch.cat([driving_BTCHW, padding], dim=1).split(f, dim=1):
         noise = torch.randn(driving_BFCHW.shape, generator=generator).to(driving_BFCHW)
-        history = torch.cat(made, dim=1)[:, -previous:] if made and previous else None
+        history = made[-1][:, -previous:] if made and previous else None
         controls = Controls(source_BCHW=source_BCHW, driving_BFCHW=driving_BFCHW, history_BPCHW=history)
-        made.append(sample_window(model, noise, text, controls, steps=steps, guidance=guidance or Guidance()))
+        made.append(sample_window(model, noise, text, controls, steps=steps, guidance=guidance or Guidance(), shift=shift))
     return torch.cat(made, dim=1)[:, :total]

@@ -1,9 +1,10 @@
 """Noise levels and guidance are SD3's and the paper's; windows slide over any length."""
 
+import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from model.controls import Controls
+from model.controls import Controls, D, Kept, P, S, U
 from model.objective import TIMESTEPS
 from model.portrait_dit import PortraitConfig, PortraitDiT, no_text
 from model.sampling import Guidance, combine, guided_velocity, noise_levels, sample_video, sample_window
@@ -39,6 +40,32 @@ def test_a_euler_step_ends_where_the_velocity_points() -> None:
     with torch.no_grad():
         velocity = guided_velocity(dit, noise, 1.0, text, controls, Guidance())
     torch.testing.assert_close(sample_window(dit, noise, text, controls, steps=1, guidance=Guidance()), noise - velocity)
+
+
+@pytest.mark.parametrize(("history", "passes"), [(True, [U, S, D, P]), (False, [U, S, D])])
+def test_guidance_asks_for_the_papers_four_sets_of_controls(history: bool, passes: list[Kept]) -> None:
+    dit, text = model(), no_text(CONFIG, 1)
+    seen: list[Kept] = []
+
+    def spy(_: object, args: tuple) -> None:
+        controls = args[3]
+        seen.append(Kept(*(x is not None for x in (controls.source_BCHW, controls.driving_BFCHW, controls.history_BPCHW))))
+
+    dit.register_forward_pre_hook(spy)
+    noise = torch.randn(1, 3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    controls = Controls(source_BCHW=noise[:, 0], driving_BFCHW=noise, history_BPCHW=noise[:, :2] if history else None)
+    with torch.no_grad():
+        guided_velocity(dit, noise, 0.5, text, controls, Guidance())
+    assert seen == passes
+
+
+def test_the_shift_of_the_noise_levels_is_the_models() -> None:
+    dit, text = model(), no_text(CONFIG, 1)
+    times: list[float] = []
+    dit.register_forward_pre_hook(lambda _, args: times.append(float(args[1][0])))
+    noise = torch.randn(1, 3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    sample_video(dit, text, noise[:, 0], noise, steps=3, shift=5.0, generator=torch.Generator())
+    assert times[::3] == (TIMESTEPS * noise_levels(3, shift=5.0)[:-1]).tolist() != (TIMESTEPS * noise_levels(3)[:-1]).tolist()
 
 
 def test_windows_slide_and_each_sees_the_frames_before_it() -> None:
