@@ -1,0 +1,56 @@
+"""The log is followed without reading it again and again, and across a worker that resumes."""
+
+import json
+from pathlib import Path
+
+from model.log import LogFollower, StepMetrics, TrainLog, read_log
+
+
+def write(log: TrainLog, *steps: int) -> None:
+    for step in steps:
+        log.add(StepMetrics(float(step), 1.0), samples=1)
+        log.write(step, lr=0.1)
+
+
+def steps_of(follower: LogFollower) -> list[int]:
+    return [int(r["step"]) for r in follower.new()]
+
+
+def test_each_record_is_handed_out_once_also_when_a_worker_redoes_it(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    follower = LogFollower(path, 0)
+    assert follower.new() == []
+    log = TrainLog(path, 0)
+    write(log, 1, 2)
+    assert steps_of(follower) == [1, 2]
+    write(log, 3, 4)
+    assert steps_of(follower) == [3, 4] and follower.new() == []
+    resumed = TrainLog(path, 3)  # shorter than what was read
+    assert follower.new() == []
+    write(resumed, 4, 5, 6, 7)
+    assert steps_of(follower) == [5, 6, 7]
+    again = TrainLog(path, 3)
+    write(again, *range(4, 10))  # longer than what was read, and never seen shorter
+    assert steps_of(follower) == [8, 9]
+
+
+def test_a_line_waits_until_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    follower = LogFollower(path, 0)
+    path.write_text('{"step": 1}\n{"st')
+    assert steps_of(follower) == [1] and read_log(path) == [{"step": 1}]
+    with path.open("a") as f:
+        f.write('ep": 2}\n')
+    assert steps_of(follower) == [2]
+
+
+def test_what_was_read_is_not_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"step": 1}\n')
+    follower = LogFollower(path, 0)
+    follower.new()
+    with path.open("r+b") as f:
+        f.write(b"#" * 11)  # would fail as JSON
+    with path.open("a") as f:
+        f.write(json.dumps({"step": 2}) + "\n")
+    assert steps_of(follower) == [2]
