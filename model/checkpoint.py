@@ -2,22 +2,26 @@
 
 CHECKPOINTS/latest                       the name of the newest folder, replaced last
 CHECKPOINTS/step-000100/transformer/     the base: `SD3Transformer2DModel.from_pretrained(FOLDER, subfolder="transformer")`
-CHECKPOINTS/step-000100/temporal.safetensors, portrait.json
-CHECKPOINTS/step-000100/trainer.pt       optimizer, step, stream position, random state; loads with `weights_only=True`
+CHECKPOINTS/step-000100/temporal.safetensors
+CHECKPOINTS/step-000100/portrait.json    sizes, and what else sampling must know: the `Recipe`
+CHECKPOINTS/step-000100/trainer.pt       optimizer, step, stream position; loads with `weights_only=True`
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model.portrait_dit import PortraitConfig, PortraitDiT
@@ -26,21 +30,39 @@ from schemas.config import parse_config
 _LATEST, _BASE, _TEMPORAL, _CONFIG, _TRAINER = "latest", "transformer", "temporal.safetensors", "portrait.json", "trainer.pt"
 
 
-def save_model(model: PortraitDiT, folder: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What whoever samples must know beside the weights: the model was trained with these."""
+
+    model: PortraitConfig
+    codec: str  # name of the `LatentCodec`
+    frame_px: int
+    mask_dilation: float  # of region masks, as a part of the frame's side
+    shift: float  # of the noise levels
+    history_trained: bool  # False after the first stage alone: previous frames mean nothing to it yet
+
+
+def save_model(model: PortraitDiT, recipe: Recipe, folder: Path) -> None:
+    assert recipe.model == model.config
     model.base.save_pretrained(folder / _BASE)
     save_file({k: v.contiguous() for k, v in model.temporal.state_dict().items()}, folder / _TEMPORAL)
-    (folder / _CONFIG).write_text(json.dumps(asdict(model.config), indent=2, sort_keys=True))
+    (folder / _CONFIG).write_text(json.dumps(asdict(recipe), indent=2, sort_keys=True))
+
+
+def load_recipe(folder: Path) -> Recipe:
+    """Raises ValueError when `folder` holds no checkpoint, or a damaged one."""
+    with _naming(folder):
+        return parse_config(Recipe, json.loads((folder / _CONFIG).read_text()), where=_CONFIG)
 
 
 def load_model(folder: Path) -> PortraitDiT:
-    """The model of a checkpoint, on the CPU. Raises ValueError when `folder` holds none."""
-    if not (folder / _CONFIG).is_file():
-        raise ValueError(f"{folder}: no checkpoint: {_CONFIG} is missing")
-    config = parse_config(PortraitConfig, json.loads((folder / _CONFIG).read_text()), where=str(folder / _CONFIG))
-    model = PortraitDiT(config, SD3Transformer2DModel.from_pretrained(folder / _BASE))
-    model.temporal.load_state_dict(load_file(folder / _TEMPORAL))
-    for weight in model.parameters():  # into fresh memory: in the mapped file they lie unaligned, and the last bits of a sum depend on that
-        weight.data = weight.data.clone()
+    """The model of a checkpoint, on the CPU. Raises ValueError when `folder` holds none, or a damaged one."""
+    config = load_recipe(folder).model
+    with _naming(folder):
+        model = PortraitDiT(config, SD3Transformer2DModel.from_pretrained(folder / _BASE))
+        model.temporal.load_state_dict(load_file(folder / _TEMPORAL))
+    for tensor in (*model.parameters(), *model.buffers()):  # into fresh memory: in the mapped file they lie unaligned, and the last
+        tensor.data = tensor.data.clone()  # bits of a sum depend on that; and the file may be replaced under a mapping
     return model.train()
 
 
@@ -50,8 +72,22 @@ def save_trainer(state: dict[str, Any], folder: Path) -> None:
 
 
 def load_trainer(folder: Path, *, peek: bool = False) -> dict[str, Any]:
-    """`peek` maps the file instead of reading it: cheap where only the numbers in it are wanted."""
-    return torch.load(folder / _TRAINER, map_location="cpu", weights_only=True, mmap=peek)
+    """`peek` maps the file instead of reading it: cheap where only the numbers in it are wanted. Raises ValueError when it is damaged."""
+    with _naming(folder):
+        return torch.load(folder / _TRAINER, map_location="cpu", weights_only=True, mmap=peek)
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Whatever the readers of these files raise for damaged ones becomes a ValueError that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as e:
+        raise ValueError(f"{folder}: not a whole checkpoint: {e}; {_remedy(folder.parent)}") from e
+
+
+def _remedy(root: Path) -> str:
+    return f"write the name of an older one into {root / _LATEST}, or delete {root} to start over"
 
 
 class Checkpoints:
@@ -61,26 +97,40 @@ class Checkpoints:
         self.root, self.keep = root, keep
 
     def latest(self) -> Path | None:
+        """The folder that `latest` names; None before the first. Raises ValueError when it is gone."""
         pointer = self.root / _LATEST
-        return self.root / pointer.read_text().strip() if pointer.is_file() else None
+        if not pointer.is_file():
+            return None
+        name = pointer.read_text().strip()
+        if not name or not (self.root / name).is_dir():
+            raise ValueError(f"{pointer}: names {name!r}, which is not there; {_remedy(self.root)}")
+        return self.root / name
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Has `write` fill a new folder, then gives it its name, then points `latest` at it. A kill in between leaves the old one."""
+        """Has `write` fill a new folder, then gives it its name, then points `latest` at it. A kill in between leaves the old one.
+
+        Folders above `step` are of a future that is being redone (a kill came before `latest` was replaced, or someone set it back),
+        so they go, and only after that is counted what to keep.
+        """
         folder, partial = self.root / f"step-{step:06d}", self.root / f".partial-step-{step:06d}"
-        for leftover in (partial, folder):  # `folder` can only be there if a kill came before `latest` was replaced
+        assert folder != self.latest(), "a step is saved once"
+        for leftover in (*self.root.glob(".partial-*"), folder):
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
         for path in [*partial.rglob("*"), partial]:
             _flush(path)
         partial.replace(folder)
+        _flush(self.root)  # or a power cut could leave a pointer to a name that never reached the disk
         pointer = self.root / f".{_LATEST}"
         pointer.write_text(folder.name)
         _flush(pointer)
         pointer.replace(self.root / _LATEST)
         _flush(self.root)
-        for old in sorted(self.root.glob("step-*"), key=lambda p: int(p.name.removeprefix("step-")))[: -self.keep]:
-            shutil.rmtree(old)
+        step_of = {p: int(p.name.removeprefix("step-")) for p in self.root.glob("step-*")}
+        past = sorted((p for p in step_of if step_of[p] <= step), key=lambda p: step_of[p])
+        for stale in step_of.keys() - set(past[-self.keep :]):
+            shutil.rmtree(stale)
         return folder
 
 

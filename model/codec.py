@@ -28,6 +28,7 @@ _STD = (3.93, 1.26, 1.07, 0.60, 0.66, 0.77, 0.41, 0.41, 0.37, 0.32, 0.87, 0.25, 
 class LatentCodec(Protocol):
     """What training and sampling ask of a codec; a wrapped `AutoencoderKL` has this shape as well."""
 
+    name: str  # by which a checkpoint says what its latents are
     channels: int
     factor: int  # frame px per latent row
 
@@ -44,6 +45,7 @@ class DctCodec:
     Analysis and synthesis are one strided convolution each, since colour transform, DCT and scaling are all linear.
     """
 
+    name = "dct"
     channels = len(_COEFFICIENTS)
     factor = BLOCK_PX
 

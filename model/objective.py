@@ -5,8 +5,9 @@ The paper's preliminaries write the loss on the noise, but its base model is a r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,13 +28,13 @@ class ObjectiveConfig:
     dropout: Literal["nested", "independent"] = "nested"
     dropout_chances: tuple[float, float, float] = (0.1, 0.1, 0.2)
 
-
-class Draw(NamedTuple):
-    """The chance in one sample's training step."""
-
-    sigma: float
-    kept: Kept
-    noise_FCHW: Tensor
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift must be above 0, not {self.shift}")
+        if not all(0 <= chance <= 1 for chance in self.dropout_chances):
+            raise ValueError(f"dropout_chances must lie between 0 and 1, not {list(self.dropout_chances)}")
+        if self.dropout == "nested" and sum(self.dropout_chances) >= 1:
+            raise ValueError(f"dropout_chances {list(self.dropout_chances)}: nested ones must leave some chance to all controls together")
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
@@ -41,20 +42,23 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def draw(config: ObjectiveConfig, shape_FCHW: torch.Size, generator: torch.Generator, *, history: bool) -> Draw:
-    """Noise level, controls and noise of one sample. `history` is False in the paper's first stage: previous frames are always dropped.
+def draw_noise(config: ObjectiveConfig, shape_FCHW: torch.Size, generator: torch.Generator) -> tuple[float, Tensor]:
+    """Noise level sigma and noise of one sample.
 
     The level is logit-normal, then shifted: u = sigmoid(N(0, 1)), sigma = shift (1 - u) / (1 + (shift - 1) (1 - u)). SD3's
     training code does the same on a list of 1000 levels; the list is left out.
     """
     u = torch.sigmoid(torch.randn((), generator=generator))
-    chances = torch.rand(3, generator=generator).tolist()
-    noise_FCHW = torch.randn(shape_FCHW, generator=generator)
-    kept = draw_kept(config, chances)
-    return Draw(shift_sigma(1 - u, config.shift).item(), kept if history else kept._replace(history=False), noise_FCHW)
+    return shift_sigma(1 - u, config.shift).item(), torch.randn(shape_FCHW, generator=generator)
 
 
-def draw_kept(config: ObjectiveConfig, uniform: list[float]) -> Kept:
+def draw_kept(config: ObjectiveConfig, generator: torch.Generator, *, history: bool) -> Kept:
+    """Which controls a step sees. `history` is False in the paper's first stage: previous frames are always dropped."""
+    kept = kept_at(config, torch.rand(3, generator=generator).tolist())
+    return kept if history else kept._replace(history=False)
+
+
+def kept_at(config: ObjectiveConfig, uniform: list[float]) -> Kept:
     """Which controls stay, from three numbers in [0, 1)."""
     if config.dropout == "independent":
         return Kept(*(x >= chance for x, chance in zip(uniform, config.dropout_chances, strict=True)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from model.codec import BLOCK_PX
 from model.objective import ObjectiveConfig
@@ -13,7 +14,7 @@ from model.portrait_dit import SD35_MEDIUM, TINY, PortraitConfig
 from model.stream import StreamConfig
 
 # These may differ between a run and the run that it resumes: they change no weight.
-_FREE_ON_RESUME = {"shards", "out", "steps", "checkpoint_every", "keep_checkpoints", "log_every", "sheet", "cpus", "max_failures"}
+_FREE_ON_RESUME = {"shards", "out", "steps", "checkpoint_every", "keep_checkpoints", "log_every", "sheet", "ray", "max_failures"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,15 @@ class SheetConfig:
 
     steps: int = 10  # of sampling; 0 makes no sheet
     rows: int = 4  # frames shown
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.rows < 1:
+            raise ValueError(f"a sheet has at least 0 steps and 1 row, not {self.steps} and {self.rows}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    address: str | None = None  # null: a Ray of our own on this machine, stopped at the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +58,8 @@ class TrainConfig:
     checkpoint_every: int = 50
     keep_checkpoints: int = 3
     sheet: SheetConfig = field(default_factory=SheetConfig)
-    cpus: int = 1  # of the worker
+    cpus: int = 1  # of the worker; how sums are split over threads changes their last bits, so it stays for the whole run
+    ray: RayConfig = field(default_factory=RayConfig)
     max_failures: int = 1  # times that a worker's death is answered by resuming
 
     def __post_init__(self) -> None:
@@ -57,8 +68,14 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if self.history is not None and self.history < 0:
-            raise ValueError(f"history must be at least 0, not {self.history}")
+        for name in ("history", "history_from_step", "warmup", "weight_decay", "mask_dilation", "max_failures"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be at least 0, not {value}")
+        for name in ("lr", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        self.portrait()  # refuses sizes that do not go together
 
     def portrait(self) -> PortraitConfig:
         preset = {"tiny": TINY, "sd35_medium": SD35_MEDIUM}[self.model]
@@ -85,6 +102,21 @@ class TrainConfig:
         if frame_px % unit or frame_px > largest:
             raise ValueError(f"frames of {frame_px} px: model {self.model!r} takes multiples of {unit} up to {largest}; set `frame_px`")
 
-    def fixed(self) -> str:
-        """The part that must not change when a run is resumed, as JSON."""
-        return json.dumps({k: v for k, v in asdict(self).items() if k not in _FREE_ON_RESUME}, sort_keys=True)
+    def fixed(self) -> dict[str, Any]:
+        """The part that must not change when a run is resumed, as JSON has it."""
+        fixed: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in _FREE_ON_RESUME}))
+        return fixed
+
+    def changes(self, before: dict[str, Any]) -> list[str]:
+        """What differs from `before`, the `fixed` of an earlier run. Settings that did not exist then had what is the default now."""
+        now = _flat(self.fixed())
+        then = _flat(TrainConfig(shards=self.shards, out=self.out).fixed()) | _flat(before)
+        return [f"{k} (was {then.get(k)}, is {now.get(k)})" for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -17,7 +17,9 @@ _TILE_PX, _TITLE_PX = 160, 24
 _COLUMNS = ("source", "masked driving", "target", "sampled")
 
 
-def write_sheet(path: Path, model: PortraitDiT, codec: LatentCodec, window: Window, *, steps: int, rows: int, seed: int) -> None:
+def write_sheet(
+    path: Path, model: PortraitDiT, codec: LatentCodec, window: Window, *, steps: int, rows: int, seed: int, shift: float
+) -> None:
     """PNG with a column for each of `_COLUMNS` and `rows` frames of the window, evenly spaced.
 
     The window is sampled as the first of a video: with source and driving frames, without previous ones.
@@ -26,7 +28,8 @@ def write_sheet(path: Path, model: PortraitDiT, codec: LatentCodec, window: Wind
     source = codec.encode(torch.from_numpy(window.source)[None].to(device))
     driving = codec.encode(torch.from_numpy(window.driving).to(device))[None]
     generator = torch.Generator().manual_seed(seed)
-    latents = sample_video(model, no_text(model.config, 1, device=device), source, driving, steps=steps, generator=generator)
+    text = no_text(model.config, 1, device=device)
+    latents = sample_video(model, text, source, driving, steps=steps, shift=shift, generator=generator)
     sampled = codec.decode(latents[0]).cpu().numpy()
     target = window.target[-len(window.driving) :]
     shown = np.unique(np.linspace(0, len(driving[0]) - 1, rows).round().astype(int))
@@ -34,7 +37,9 @@ def write_sheet(path: Path, model: PortraitDiT, codec: LatentCodec, window: Wind
     picture = np.concatenate([_titles(), *(np.concatenate(row, axis=1) for row in tiles)])
     _, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png.tobytes())
+    partial = path.with_name(f".{path.name}")
+    partial.write_bytes(png.tobytes())
+    partial.replace(path)
 
 
 def _tile(frame: np.ndarray) -> np.ndarray:

@@ -17,9 +17,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from model.checkpoint import Checkpoints, load_trainer
+from model.log import read_log
 from model.settings import TrainConfig
 from model.stream import ShardStream, find_pair_set
-from model.trainer import CHECKPOINTS_NAME, LOG_NAME, SHEET_NAME, Trainer, check_resumable, read_log
+from model.trainer import CHECKPOINTS_NAME, LOG_NAME, SHEET_NAME, Trainer, check_resumable
 from schemas.config import load_config
 
 _log = logging.getLogger(__name__)

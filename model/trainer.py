@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from model.checkpoint import Checkpoints, load_model, load_trainer, save_model, save_trainer
+from model.checkpoint import Checkpoints, Recipe, load_model, load_trainer, save_model, save_trainer
 from model.codec import DctCodec, LatentCodec
 from model.controls import Controls, Kept
-from model.objective import Draw, draw, velocity_loss
+from model.log import StepMetrics, TrainLog
+from model.objective import draw_kept, draw_noise, velocity_loss
 from model.portrait_dit import PortraitDiT, no_text
 from model.settings import TrainConfig
 from model.sheet import write_sheet
@@ -27,18 +28,18 @@ LOG_NAME, SHEET_NAME, CHECKPOINTS_NAME = "train.jsonl", "sheet.png", "checkpoint
 
 
 class Example(NamedTuple):
-    """A window as latents, and what chance drew for it."""
+    """A window as latents, and the noise drawn for it."""
 
     source_CHW: Tensor
     driving_FCHW: Tensor
     history_PCHW: Tensor
     target_FCHW: Tensor
-    draw: Draw
+    sigma: float
+    noise_FCHW: Tensor
 
 
-class StepMetrics(NamedTuple):
-    loss: float
-    grad_norm: float  # before clipping
+class Diverged(RuntimeError):
+    """Loss or gradient are no numbers. The same step would fail again, so trying again is useless."""
 
 
 class Trainer:
@@ -69,6 +70,8 @@ class Trainer:
         """Trains up to `config.steps`; logs, saves, and draws the sheet."""
         log = TrainLog(self.config.out / LOG_NAME, self.step)
         remaining = max(self.config.steps - self.step, 0)
+        if remaining:
+            (self.config.out / SHEET_NAME).unlink(missing_ok=True)  # of fewer steps
         with Prefetch(self.stream, self.config.batch_size, rank=self.rank, world=self.world) as prefetch:
             batches = prefetch.batches(self.position, remaining)
             for _ in range(remaining):
@@ -85,49 +88,56 @@ class Trainer:
             self.draw_sheet()
 
     def train_step(self, windows: list[Window]) -> StepMetrics:
-        """One update. Samples that drew the same controls go through the model together."""
+        """One update: one forward pass, all samples of the step together.
+
+        Raises:
+            Diverged: loss or gradient are not finite; the weights are as before the step.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
-        by_kept: dict[Kept, list[Example]] = defaultdict(list)
-        for window in windows:
-            example = self.example(window)
-            by_kept[example.draw.kept].append(example)
-
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for kept, examples in by_kept.items():
-            loss = self.loss(kept, examples) / len(windows)
-            loss.backward()
-            total += loss.item()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, error_if_nonfinite=True)
+        loss = self.losses(self.kept(), [self.example(w) for w in windows]).mean()
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        metrics = StepMetrics(loss.item(), grad_norm.item())
+        if not all(map(math.isfinite, metrics)):
+            keys, positions = [w.key for w in windows], [w.position for w in windows]
+            raise Diverged(
+                f"step {self.step}: non-finite loss ({metrics.loss}) or gradient ({metrics.grad_norm}); samples {keys}, "
+                f"positions {positions} of the stream. Look at these samples, or train with a lower `lr` into another `out`"
+            )
         self.optimizer.step()
         self.step += 1
         self.position += self.config.batch_size
-        return StepMetrics(total, grad_norm.item())
+        return metrics
+
+    def kept(self) -> Kept:
+        """The controls of this step: one draw for all its samples, so that all workers make the same pass and gather weights in step."""
+        return draw_kept(self.config.objective, _generator("controls", self.config.seed, self.step), history=self.history_trains(self.step))
+
+    def history_trains(self, step: int) -> bool:
+        return self.model.config.history > 0 and step >= self.config.history_from_step
 
     def example(self, window: Window) -> Example:
         """Encodes a window and draws its noise, seeded by its place in the stream: the same on any worker."""
         frames = torch.from_numpy(window.target), torch.from_numpy(window.driving), torch.from_numpy(window.source)[None]
         target, driving, source = (self.codec.encode(f.to(self.device)) for f in frames)
         history_PCHW, target_FCHW = target[: -len(driving)], target[-len(driving) :]
-        generator = torch.Generator().manual_seed(int(digest("noise", self.config.seed, window.position), 16) % 2**63)
-        history = self.step >= self.config.history_from_step and len(history_PCHW) > 0
-        return Example(
-            source[0], driving, history_PCHW, target_FCHW, draw(self.config.objective, target_FCHW.shape, generator, history=history)
-        )
+        generator = _generator("noise", self.config.seed, window.position)
+        return Example(source[0], driving, history_PCHW, target_FCHW, *draw_noise(self.config.objective, target_FCHW.shape, generator))
 
-    def loss(self, kept: Kept, examples: list[Example]) -> Tensor:
-        """Summed over the examples, which all keep the same controls."""
+    def losses(self, kept: Kept, examples: list[Example]) -> Tensor:
+        """Of each example, float (B,)."""
         target_BFCHW = torch.stack([e.target_FCHW for e in examples])
         controls = Controls(
             source_BCHW=torch.stack([e.source_CHW for e in examples]),
             driving_BFCHW=torch.stack([e.driving_FCHW for e in examples]),
             history_BPCHW=torch.stack([e.history_PCHW for e in examples]),
         ).keep(kept)
-        sigma_B = torch.tensor([e.draw.sigma for e in examples], device=self.device)
-        noise_BFCHW = torch.stack([e.draw.noise_FCHW for e in examples]).to(self.device)
+        sigma_B = torch.tensor([e.sigma for e in examples], device=self.device)
+        noise_BFCHW = torch.stack([e.noise_FCHW for e in examples]).to(self.device)
         text = no_text(self.model.config, len(examples), device=self.device)
-        return velocity_loss(self.model, target_BFCHW, sigma_B, noise_BFCHW, text, controls).sum()
+        return velocity_loss(self.model, target_BFCHW, sigma_B, noise_BFCHW, text, controls)
 
     def learning_rate(self, step: int) -> float:
         return self.config.lr * min(1.0, (step + 1) / max(self.config.warmup, 1))
@@ -137,36 +147,44 @@ class Trainer:
             "step": self.step,
             "position": self.position,
             "stream": self.stream.digest,
-            "config": self.config.fixed(),
+            "config": json.dumps(self.config.fixed(), sort_keys=True),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
         }
 
         def write(folder: Path) -> None:
-            save_model(self.model, folder)
+            save_model(self.model, self.recipe(), folder)
             save_trainer(state, folder)
 
         return self.checkpoints.save(self.step, write)
+
+    def recipe(self) -> Recipe:
+        return Recipe(
+            model=self.model.config,
+            codec=self.codec.name,
+            frame_px=self.stream.frame_px,
+            mask_dilation=self.config.mask_dilation,
+            shift=self.config.objective.shift,
+            history_trained=self.history_trains(self.step - 1),
+        )
 
     def _resume(self, folder: Path) -> None:
         state = load_trainer(folder)
         check_resumable(state, self.config, self.stream, folder)
         self.step, self.position = state["step"], state["position"]
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
 
     def draw_sheet(self) -> Path:
         """Of the first window of the stream, so that sheets of one run show the same frames."""
         path = self.config.out / SHEET_NAME
         sheet = self.config.sheet
-        write_sheet(path, self.model, self.codec, self.stream.read(0), steps=sheet.steps, rows=sheet.rows, seed=self.config.seed)
+        shown, shift = self.stream.read(0), self.config.objective.shift
+        write_sheet(path, self.model, self.codec, shown, steps=sheet.steps, rows=sheet.rows, seed=self.config.seed, shift=shift)
         return path
 
 
 def check_resumable(state: dict[str, Any], config: TrainConfig, stream: ShardStream, folder: Path) -> None:
     """Raises ValueError when a checkpoint was made with settings or shards that would make the rest another run."""
-    before, now = json.loads(state["config"]), json.loads(config.fixed())
-    changed = [f"{k} (was {before.get(k)}, is {now.get(k)})" for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    changed = config.changes(json.loads(state["config"]))
     if changed:
         raise ValueError(f"{folder}: made with other settings: {', '.join(changed)}. Set them back, or choose another `out`")
     if state["stream"] != stream.digest:
@@ -175,45 +193,6 @@ def check_resumable(state: dict[str, Any], config: TrainConfig, stream: ShardStr
         )
 
 
-class TrainLog:
-    """One JSON line per record: averages since the record before. On resume, records after the checkpoint go: their steps are redone."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [r for r in read_log(path) if r["step"] <= step]
-        partial = path.with_name(f".{path.name}")
-        partial.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        partial.replace(path)
-        self._path = path
-        self._clear()
-
-    def _clear(self) -> None:
-        self._steps: list[StepMetrics] = []
-        self._samples, self._waited_s, self._started = 0, 0.0, time.perf_counter()
-
-    def waited(self, seconds: float) -> None:
-        self._waited_s += seconds
-
-    def add(self, metrics: StepMetrics, *, samples: int) -> None:
-        self._steps.append(metrics)
-        self._samples += samples
-
-    def write(self, step: int, *, lr: float) -> None:
-        elapsed, n = time.perf_counter() - self._started, len(self._steps)
-        record = {
-            "step": step,
-            "loss": sum(s.loss for s in self._steps) / n,
-            "grad_norm": sum(s.grad_norm for s in self._steps) / n,
-            "lr": lr,
-            "data_wait": round(self._waited_s / elapsed, 4),  # share of the time that the step waited for its batch
-            "samples_per_s": round(self._samples / elapsed, 3),
-        }
-        with self._path.open("a") as f:
-            f.write(json.dumps(record) + "\n")
-        self._clear()
-
-
-def read_log(path: Path) -> list[dict[str, float]]:
-    """The records so far; a line cut short by a kill is left out."""
-    text = path.read_text() if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+def _generator(*of: str | int) -> torch.Generator:
+    """The same draws whenever and wherever they are made for the same thing."""
+    return torch.Generator().manual_seed(int(digest(*of), 16) % 2**63)

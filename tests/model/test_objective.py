@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from model.controls import Controls, D, Kept, P, S, U
-from model.objective import ObjectiveConfig, draw, draw_kept, velocity_loss
+from model.objective import ObjectiveConfig, draw_kept, draw_noise, kept_at, velocity_loss
 from model.portrait_dit import PortraitConfig, PortraitDiT, no_text
 
 SHAPE = torch.Size((1, 1, 1, 1))
@@ -16,7 +16,7 @@ SHAPE = torch.Size((1, 1, 1, 1))
 def test_noise_levels_follow_sd3() -> None:
     """u = sigmoid(normal) indexes the scheduler's descending list of a thousand; ours is that list's formula."""
     listed = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0).sigmas
-    drawn = torch.tensor([draw(ObjectiveConfig(), SHAPE, torch.Generator().manual_seed(i), history=True).sigma for i in range(2000)])
+    drawn = torch.tensor([draw_noise(ObjectiveConfig(), SHAPE, torch.Generator().manual_seed(i))[0] for i in range(2000)])
     for i, sigma in enumerate(drawn[:50]):
         u = torch.sigmoid(torch.randn((), generator=torch.Generator().manual_seed(i)))
         assert abs(float(sigma) - float(listed[int(1000 * u)])) < 0.004
@@ -26,7 +26,7 @@ def test_noise_levels_follow_sd3() -> None:
 def test_nested_dropout_makes_the_four_configurations_of_guidance() -> None:
     config = ObjectiveConfig(dropout_chances=(0.1, 0.2, 0.3))
     n = 2000
-    kept = Counter(draw(config, SHAPE, torch.Generator().manual_seed(i), history=True).kept for i in range(n))
+    kept = Counter(draw_kept(config, torch.Generator().manual_seed(i), history=True) for i in range(n))
     assert set(kept) == {U, S, D, P}
     for which, chance in ((U, 0.1), (S, 0.2), (D, 0.3), (P, 0.4)):
         assert abs(kept[which] / n - chance) < 0.04
@@ -34,11 +34,11 @@ def test_nested_dropout_makes_the_four_configurations_of_guidance() -> None:
 
 def test_independent_dropout_drops_each_by_itself() -> None:
     config = ObjectiveConfig(dropout="independent", dropout_chances=(0.5, 0.5, 0.5))
-    assert draw_kept(config, [0.6, 0.4, 0.6]) == Kept(source=True, driving=False, history=True)
+    assert kept_at(config, [0.6, 0.4, 0.6]) == Kept(source=True, driving=False, history=True)
 
 
 def test_the_first_stage_has_no_history() -> None:
-    kept = {draw(ObjectiveConfig(), SHAPE, torch.Generator().manual_seed(i), history=False).kept for i in range(100)}
+    kept = {draw_kept(ObjectiveConfig(), torch.Generator().manual_seed(i), history=False) for i in range(100)}
     assert kept == {U, S, D}
 
 
@@ -52,3 +52,16 @@ def test_loss_is_on_noise_minus_data(sigma: float) -> None:
     with torch.no_grad():
         loss = velocity_loss(dit, target, torch.tensor([sigma]), noise, no_text(config, 1), Controls())
     torch.testing.assert_close(loss, (noise - target).square().mean()[None])
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ({"dropout_chances": (0.9, 0.9, -3.0)}, "between 0 and 1"),
+        ({"dropout_chances": (0.5, 0.3, 0.2)}, "leave some chance"),
+        ({"shift": 0.0}, "shift must be above 0"),
+    ],
+)
+def test_chances_that_are_none_are_refused(setting: dict, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        ObjectiveConfig(**setting)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
+from model.log import read_log
 from model.settings import SheetConfig, TrainConfig
 from model.train import check, main, train
-from model.trainer import LOG_NAME, Trainer, read_log
+from model.trainer import LOG_NAME, Trainer
 
 
 def kill_worker() -> bool:

@@ -1,0 +1,60 @@
+"""The config refuses what cannot be meant, before anything starts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model.settings import SheetConfig, TrainConfig
+from schemas.config import load_config, parse_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_shipped_config_is_valid() -> None:
+    config = load_config(TrainConfig, ROOT / "configs" / "train" / "tiny.yaml", ["steps=7", "sheet.steps=0"])
+    assert config.steps == 7 and config.sheet.steps == 0 and config.portrait().frames == 8 and config.ray.address is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("batch_size=0", "batch_size must be at least 1"),
+        ("lr=-1.0", "lr must be above 0"),
+        ("lr=0", "lr must be above 0"),
+        ("lr=.nan", "lr must be above 0"),
+        ("max_grad_norm=0.0", "max_grad_norm must be above 0"),
+        ("mask_dilation=-1", "mask_dilation must be at least 0"),
+        ("max_failures=-1", "max_failures must be at least 0"),
+        ("warmup=-3", "warmup must be at least 0"),
+        ("weight_decay=-1", "weight_decay must be at least 0"),
+        ("history_from_step=-5", "history_from_step must be at least 0"),
+        ("sheet.steps=-1", "at least 0 steps"),
+        ("sheet.rows=0", "1 row"),
+        ("objective.dropout_chances=[0.5, 0.5, 0.5]", "leave some chance"),
+        ("frames=2", r"history \(3\) must be at most frames \(2\)"),
+        ("ray.adress=auto", "did you mean 'ray.address'"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_refused(setting: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        load_config(TrainConfig, ROOT / "configs" / "train" / "tiny.yaml", [setting])
+
+
+def test_what_changes_weights_may_not_change_on_resume() -> None:
+    config = parse_config(TrainConfig, {"shards": "s", "out": "o", "lr": 0.1})
+    before = config.fixed()
+    free = replace(config, out=Path("p"), steps=7, sheet=SheetConfig(steps=0), max_failures=5, keep_checkpoints=9)
+    assert free.changes(before) == []
+    assert replace(config, cpus=2).changes(before) == ["cpus (was 1, is 2)"]
+    chances = replace(config, objective=replace(config.objective, dropout_chances=(0.0, 0.0, 0.5)))
+    assert chances.changes(before) == ["objective.dropout_chances (was [0.1, 0.1, 0.2], is [0.0, 0.0, 0.5])"]
+
+
+def test_a_setting_newer_than_the_checkpoint_had_its_default() -> None:
+    config = parse_config(TrainConfig, {"shards": "s", "out": "o"})
+    before = config.fixed()
+    del before["weight_decay"], before["objective"]["shift"]
+    assert config.changes(before) == []
+    assert replace(config, weight_decay=0.5).changes(before) == ["weight_decay (was 0.0, is 0.5)"]
+    assert config.changes(before | {"gone": 3}) == ["gone (was 3, is None)"]
