@@ -7,26 +7,26 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import WorkerGroupError
 
 from model.checkpoint import Checkpoints, load_trainer
-from model.log import read_log
+from model.log import LogFollower, read_log
 from model.settings import TrainConfig
 from model.stream import ShardStream, find_pair_set
-from model.trainer import CHECKPOINTS_NAME, LOG_NAME, SHEET_NAME, Trainer, check_resumable
+from model.trainer import CHECKPOINTS_NAME, LOG_NAME, SHEET_NAME, Diverged, Trainer, check_resumable
 from schemas.config import load_config
 
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, float]], None]
 _POLL_S = 0.5
+_REFUSED = "refused.txt"  # in `out`: why the worker gave up, where trying again would change nothing
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,15 @@ def train(config: TrainConfig, on_progress: Progress | None = None) -> TrainResu
     """Trains to `config.steps`, from the newest checkpoint in `config.out` if there is one; a run that is complete stays as it is.
 
     Args:
-        config: the run.
+        config: the run; relative paths are taken from the current directory.
         on_progress: called with each record of the log as it appears.
 
     Raises:
-        ValueError: shards that do not fit the config, a checkpoint of another run, a damaged sample.
+        ValueError: shards that do not fit the config, a checkpoint of another run or a damaged one, a damaged sample, a loss that is
+            no number.
         ray.train.v2.api.exceptions.WorkerGroupError: the worker died more than `max_failures` times.
     """
+    config = replace(config, shards=config.shards.resolve(), out=config.out.resolve())  # Ray Train moves its workers elsewhere
     done = check(config)
     without_sheet = config.sheet.steps > 0 and not (config.out / SHEET_NAME).is_file()
     if done < config.steps or without_sheet:
@@ -63,7 +65,7 @@ def train(config: TrainConfig, on_progress: Progress | None = None) -> TrainResu
     checkpoint = Checkpoints(config.out / CHECKPOINTS_NAME, keep=config.keep_checkpoints).latest()
     assert checkpoint is not None, "a finished run has a checkpoint"
     records, sheet = read_log(config.out / LOG_NAME), config.out / SHEET_NAME
-    return TrainResult(int(records[-1]["step"]), [r["loss"] for r in records], checkpoint, sheet if sheet.is_file() else None)
+    return TrainResult(max(done, config.steps), [r["loss"] for r in records], checkpoint, sheet if sheet.is_file() else None)
 
 
 def check(config: TrainConfig) -> int:
@@ -83,17 +85,21 @@ def check(config: TrainConfig) -> int:
 
 
 def _work(loop_config: dict[str, TrainConfig]) -> None:
-    """Runs in the worker process."""
+    """Runs in the worker process. Ray would answer any exception with a fresh worker, so what it cannot mend is left in a file."""
     config = loop_config["config"]
     torch.set_num_threads(config.cpus)
     context = get_context()
-    Trainer(config, rank=context.get_world_rank(), world=context.get_world_size()).train()
+    try:
+        Trainer(config, rank=context.get_world_rank(), world=context.get_world_size()).train()
+    except (ValueError, Diverged) as e:
+        (config.out / _REFUSED).write_text(str(e))
 
 
 def _fit(config: TrainConfig) -> None:
     """Ray's own records go to OUT/ray, a folder for each attempt; the truth about progress is in our checkpoints, not in them."""
-    storage = (config.out / "ray").resolve()
+    storage, refused = config.out / "ray", config.out / _REFUSED
     storage.mkdir(parents=True, exist_ok=True)
+    refused.unlink(missing_ok=True)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"config": config},
@@ -105,23 +111,22 @@ def _fit(config: TrainConfig) -> None:
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    try:
-        trainer.fit()
-    except WorkerGroupError as e:
-        for failure in e.worker_failures.values():
-            if isinstance(failure, ValueError):
-                raise ValueError(str(failure)) from e
-        raise
+    trainer.fit()
+    if refused.is_file():
+        raise ValueError(refused.read_text())
 
 
 @contextmanager
 def _ray(config: TrainConfig) -> Iterator[None]:
-    """A cluster for the run, unless the caller has one."""
+    """The cluster that the config names, or one of our own for the run, unless the caller has one."""
     if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(num_cpus=config.cpus + 1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    if config.ray.address is not None:
+        ray.init(address=config.ray.address, log_to_driver=False, logging_level=logging.ERROR)
+    else:  # "local": our own even where RAY_ADDRESS is set or another Ray was left running
+        ray.init(address="local", num_cpus=config.cpus + 1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:
@@ -134,18 +139,15 @@ def _following(log: Path, step: int, on_progress: Progress | None) -> Iterator[N
     if on_progress is None:
         yield
         return
-    seen, ended = step, threading.Event()
-
-    def hand_over() -> None:
-        nonlocal seen
-        for record in read_log(log):
-            if record["step"] > seen:
-                seen = int(record["step"])
-                on_progress(record)
+    follower, ended = LogFollower(log, step), threading.Event()
 
     def follow() -> None:
         while not ended.wait(_POLL_S):
             hand_over()
+
+    def hand_over() -> None:
+        for record in follower.new():
+            on_progress(record)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -1,10 +1,7 @@
-"""A small pair set, a config that trains on it in a second, and one Ray cluster for the session."""
+"""A small pair set, and a config that trains on it in a second."""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,19 +12,6 @@ from model.settings import SheetConfig, TrainConfig
 from schemas.ids import digest
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    if started:
-        ray.shutdown()
 
 
 @pytest.fixture(scope="session")
