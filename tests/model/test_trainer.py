@@ -168,6 +168,19 @@ def test_the_loss_is_the_mean_over_samples_whatever_their_number(config: TrainCo
     assert metrics.loss == pytest.approx(sum(alone) / 3, rel=1e-5) and len(set(alone)) == 3
 
 
+def test_an_example_is_its_window_and_its_noise_is_its_positions(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    window, other = trainer.stream.batch(0, 2)
+    example = trainer.example(window)
+    encode = trainer.codec.encode
+    torch.testing.assert_close(example.history_PCHW, encode(torch.from_numpy(window.target[: config.portrait().history])))
+    torch.testing.assert_close(example.target_FCHW, encode(torch.from_numpy(window.target[config.portrait().history :])))
+    torch.testing.assert_close(example.driving_FCHW, encode(torch.from_numpy(window.driving)))
+    torch.testing.assert_close(example.source_CHW, encode(torch.from_numpy(window.source)[None])[0])
+    assert torch.equal(example.noise_FCHW, trainer.example(window).noise_FCHW) and example.sigma == trainer.example(window).sigma
+    assert not torch.equal(example.noise_FCHW, trainer.example(other).noise_FCHW) and example.sigma != trainer.example(other).sigma
+
+
 def test_previous_frames_are_seen_from_the_second_stage_on(config: TrainConfig) -> None:
     trainer = Trainer(replace(config, history_from_step=4, objective=ObjectiveConfig(dropout_chances=(0.0, 0.0, 0.0))))
     seen: list[bool] = []
