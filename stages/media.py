@@ -41,11 +41,12 @@ class SourceFrame:
     pts: int
     time_s: float
     raw: av.VideoFrame
+    turn: tuple[int, int, int, int] = (1, 0, 0, 1)  # the display matrix
 
     @cached_property
     def rgb(self) -> np.ndarray:
         """Upright picture, uint8 (H, W, 3)."""
-        return _orient(_to_rgb(self.raw), _display_matrix(self.raw))
+        return _orient(_to_rgb(self.raw), self.turn)
 
 
 @contextmanager
@@ -107,12 +108,12 @@ def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0) ->
         if found:
             return
     with _open_stream(path) as (container, stream):
-        decoded = False
+        decoded, turn = False, None
         try:
             for index, raw in enumerate(container.decode(stream)):
-                decoded = True
+                decoded, turn = True, turn or _display_matrix(raw)
                 if index >= start_index:
-                    yield _source_frame(container, stream, index, raw)
+                    yield _source_frame(container, stream, index, raw, turn)
         except av.FFmpegError as e:
             if not decoded:
                 raise Rejection("decode_error", f"{path}: {e.strerror or e}") from e
@@ -123,9 +124,11 @@ def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0) ->
 def _decode_from(path: Path, pts: int, index: int) -> Iterator[SourceFrame]:
     """Frames from the one with time stamp `pts` on, which is number `index`; none where seeking does not find it."""
     with _open_stream(path) as (container, stream):
+        turn = None
         if has_timestamps(container):
             for number, raw in enumerate(_seek(container, stream, pts), index):
-                yield _source_frame(container, stream, number, raw)
+                turn = turn or _display_matrix(raw)
+                yield _source_frame(container, stream, number, raw, turn)
 
 
 def _seek(container: av.container.InputContainer, stream: av.VideoStream, pts: int) -> Iterator[av.VideoFrame]:
@@ -165,10 +168,12 @@ def _open_stream(path: Path) -> Iterator[tuple[av.container.InputContainer, av.V
         yield container, stream
 
 
-def _source_frame(container: av.container.InputContainer, stream: av.VideoStream, index: int, raw: av.VideoFrame) -> SourceFrame:
+def _source_frame(
+    container: av.container.InputContainer, stream: av.VideoStream, index: int, raw: av.VideoFrame, turn: tuple[int, int, int, int]
+) -> SourceFrame:
     if has_timestamps(container) and raw.pts is not None:
-        return SourceFrame(index, raw.pts, raw.time - (container.start_time or 0) / av.time_base, raw)
-    return SourceFrame(index, -1, index / float(stream.average_rate or stream.guessed_rate or 25), raw)
+        return SourceFrame(index, raw.pts, raw.time - (container.start_time or 0) / av.time_base, raw, turn)
+    return SourceFrame(index, -1, index / float(stream.average_rate or stream.guessed_rate or 25), raw, turn)
 
 
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
@@ -191,7 +196,11 @@ def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """The signs (a, b, c, d) of the display matrix: x' = a x + c y, y' = b x + d y. Identity when there is none."""
+    """The signs (a, b, c, d) of the display matrix: x' = a x + c y, y' = b x + d y. Identity when there is none.
+
+    Asked of one frame a stream: PyAV ties a frame that was asked for its side data into a cycle, and the picture stays in memory
+    until the garbage collector comes by.
+    """
     data = frame.side_data.get(SideData.DISPLAYMATRIX)
     if data is None:
         return (1, 0, 0, 1)
