@@ -48,7 +48,6 @@ def work(clip: Path, folder: Path, max_clip_s: float) -> dict[str, float]:
     from schemas.units import Driving, Pair, SourceFile
     from stages.faces import Faces, FacesConfig
     from stages.ingest import Ingest, IngestConfig
-    from stages.memory import give_back
     from stages.meshwarp import MeshWarp, MeshWarpConfig
     from stages.outputs import Outputs
     from stages.portraits import portrait_of_clip
@@ -75,10 +74,8 @@ def work(clip: Path, folder: Path, max_clip_s: float) -> dict[str, float]:
         motion(c, moved)
         pair = Pair(id=c.id, clip=c, portrait=portrait_of_clip(clips[0]), motion_folder=moved.folder)
         driving: list[Driving] = reenact(pair, next(attempts))[1]
-        give_back()  # as a worker does after each unit
         peaks["reenact"] = peak_mb()
         regions(driving[0], next(attempts))
-        give_back()
     peaks["regions"] = peak_mb()
     return {**peaks, "clips": len(clips), "frames": sum(c.frames for c in clips)}
 

@@ -24,7 +24,6 @@ from pipeline.config import RunConfig, fingerprints
 from pipeline.ledger import LedgerWriter, Record
 from schemas.outcomes import Outcome, Rejection
 from schemas.units import Clip, Driving, Pair, Shot, SourceFile
-from stages.memory import give_back
 from stages.outputs import Outputs
 
 ROW = pa.schema([("stage", pa.string()), ("unit", pa.string()), ("spec", pa.string())])
@@ -141,7 +140,6 @@ class StageWorker:
             **{**fields, "data": {**fields.get("data", {}), **seen}},
         )
         writer.add(record)
-        give_back()
         told = {"stage": OUTCOME, "unit": spec.id, "spec": json.dumps([stage, record.outcome, record.reason])}
         return [told, *(row(info.next_stage, child) for child in children if info.next_stage)]
 

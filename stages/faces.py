@@ -20,7 +20,6 @@ from stages.content import Stamp, check_content
 from stages.head import crop_square, eye_opening, face_boxes, face_size, fit_pose, mouth_opening
 from stages.ingest import SOUND, TIMING, Timing, frame_map, frames_at_rate, source_rate
 from stages.media import SAMPLE_RATE_HZ, VideoWriter, check_readable, encode_flac, encode_png
-from stages.memory import give_back
 from stages.mesh import POINTS, FaceDetector, FaceMesh
 from stages.outputs import Outputs
 
@@ -103,7 +102,6 @@ class Faces:
             first, free = max(seen.frames[0] - every + 1, free), min(seen.frames[-1] + every, len(source_frames))
             for a, b in self._spans(first, free, min_frames):
                 clips += self._cut(shot, timing, source_frames, a, b, seen, out)
-                give_back()
         found = sum(len(seen.frames) for seen in tracks)
         if not clips:
             raise Rejection("lost_face", f"{shot.source.uri}: a face in {found} of {len(looks)} looks, never long enough")
