@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 
 from stages import head
-from stages.media import decode, encode_png, read_image
+from stages.encode import encode_png
+from stages.media import decode, read_image
 from stages.mesh import IRIS_LEFT, IRIS_RIGHT, FaceMesh
 from stages.meshwarp import MeshWarp
 from stages.reenact import ClipView, Portrait

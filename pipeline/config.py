@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from schemas.ids import fingerprint
-from stages.faces import FaceGates, Faces, FacesConfig
+from stages.faces import Faces, FacesConfig
+from stages.gates import FaceGates
 from stages.ingest import Ingest, IngestConfig
 from stages.meshwarp import MeshWarp, MeshWarpConfig
 from stages.portraits import Portraits

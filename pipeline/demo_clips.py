@@ -19,7 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from pipeline.demo_performance import SOUND_HZ, compose, mesh_points, voice
 from pipeline.demo_portraits import EXTRAS, DemoPerson, demo_person
-from stages.media import encode_png
+from stages.encode import encode_png
 from stages.meshwarp import MeshWarp, MeshWarpConfig, motion_from_points
 from stages.reenact import Portrait
 

@@ -18,7 +18,7 @@ from pipeline.plan import PlannedPair
 from pipeline.worker import file_state, row
 from schemas.outcomes import Outcome, Verdict
 from schemas.units import Clip, Driving, Pair, PortraitUnit, Shot, SourceFile
-from stages import faces, quality
+from stages import gates, quality
 from stages.portraits import portrait_of_clip
 
 
@@ -89,7 +89,7 @@ def read_prepared(root: Path, config: RunConfig, clip_sources: Sequence[SourceFi
     clips = _by_id(replace(c, source=s.source) for s in firsts for c in _units(Clip, found[s.id].children))
     images = [r for r in portraits.values() if r.unit in images_by_id and r.unit not in duplicates]
     stills = _by_id(replace(p, source=images_by_id[r.unit]) for r in images for p in _units(PortraitUnit, r.children))
-    clip_verdicts = {c.id: faces.decide(c.scores, config.gates) for c in clips}
+    clip_verdicts = {c.id: gates.decide(c.scores, config.gates) for c in clips}
     accepted = [c for c in clips if clip_verdicts[c.id].accepted]
     clip_stills = [portrait_of_clip(c) for c in accepted] if config.portraits_from_clips else []
     return Prepared(
@@ -104,7 +104,7 @@ def read_prepared(root: Path, config: RunConfig, clip_sources: Sequence[SourceFi
         stills=stills,
         clip_stills=clip_stills,
         clip_verdicts=clip_verdicts,
-        still_verdicts={p.id: faces.decide(p.scores, config.portrait_gates) for p in (*stills, *clip_stills)},
+        still_verdicts={p.id: gates.decide(p.scores, config.portrait_gates) for p in (*stills, *clip_stills)},
     )
 
 

@@ -13,18 +13,21 @@ import numpy as np
 
 from schemas.arrays import decode_arrays, encode_arrays
 from schemas.ids import clip_id
-from schemas.outcomes import ACCEPTED, Rejection, Verdict
+from schemas.outcomes import Rejection
 from schemas.units import Clip, Shot
 from schemas.video import decode_video
 from stages.content import Stamp, check_content
-from stages.head import crop_square, eye_opening, face_boxes, face_size, fit_pose, mouth_opening
+from stages.encode import VideoWriter, encode_flac, encode_png
+from stages.gates import brightness, face_luma, score, still_frame
+from stages.head import crop_square
 from stages.ingest import SOUND, TIMING, Timing, frame_map, frames_at_rate, source_rate
-from stages.media import SAMPLE_RATE_HZ, VideoWriter, check_readable, encode_flac, encode_png
-from stages.mesh import POINTS, FaceDetector, FaceMesh
+from stages.media import check_readable
+from stages.mesh import POINTS, FaceMesh
 from stages.outputs import Outputs
+from stages.sound import SAMPLE_RATE_HZ
+from stages.survey import Seen, Survey
 
 TARGET, STILL, AUDIO, TRACK = "target.mp4", "source.png", "audio.flac", "track.npz"
-Track = list[tuple[int, np.ndarray]]  # output frame and box (4,), in order of time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +40,6 @@ class FacesConfig:
     max_clip_s: float = 10.0  # longer tracks become several clips, so that memory has a bound
     survey_every: int = 5  # frames between two looks for all faces in the whole picture
     max_jump: float = 0.35  # face sizes that a face may move in one frame before it counts as another one
-
-
-@dataclass(frozen=True, kw_only=True)
-class FaceGates:
-    """Thresholds on stored scores: changing one measures nothing again."""
-
-    min_face_px: int = 96  # longer side of the face in the source, median over the clip
-    min_crop_scale: float = 1.15  # crop side / face size, where the frame's border leaves no more
-    max_upscale: float = 3.0  # size_px / crop side in the source
-    max_yaw_deg: float = 50.0
-    max_pitch_deg: float = 40.0
-    max_roll_deg: float = 45.0
-    max_other_faces: float = 0.1  # share of looks with a second face of comparable size in the crop
-    min_brightness: float = 16.0  # luma of the face, 0..255, in its darkest frames (2nd percentile)
 
 
 class Faces:
@@ -228,152 +217,11 @@ class Faces:
         return True
 
 
-@dataclass
-class Seen:
-    """One face's track through a shot: at output frame `frames[i]` its mesh box `boxes[i]`, and the boxes of all other faces.
-
-    `track` counts the tracks of a shot in order of time.
-    """
-
-    track: int
-    frames: list[int]
-    boxes: list[np.ndarray]
-    others: list[np.ndarray]
-    picture_wh: tuple[int, int]
-
-    def other_faces(self, crop: tuple[int, int, int]) -> float:
-        """Share of looks with another face, at least half as large as the main one, whose middle lies in the crop."""
-        x0, y0, side = crop
-        hits = 0
-        for box, others in zip(self.boxes, self.others, strict=True):
-            middle = (others[:, :2] + others[:, 2:]) / 2
-            inside = ((middle >= [x0, y0]) & (middle <= [x0 + side, y0 + side])).all(1)
-            hits += bool((inside & (face_size(others) >= 0.5 * face_size(box[None]))).any())
-        return hits / len(self.boxes)
-
-
-class Survey:
-    """Looks for all faces at every n-th frame and follows the one that is largest for longest, and others while it is away."""
-
-    def __init__(self, every: int) -> None:
-        self._every = every
-        self._detector = FaceDetector()
-        self._mesh = FaceMesh(static=True)
-
-    def __call__(self, pictures: Iterator[tuple[int, np.ndarray]]) -> list[Seen]:
-        """Tracks that do not overlap in time, in its order.
-
-        `pictures`: number and uint8 RGB (H, W, 3) of every n-th output frame; the mesh box tells the face's size, as everywhere.
-        A face that is gone for two looks in a row, or another one in its place, is another track.
-        """
-        tracks: list[Track] = []
-        all_boxes: dict[int, np.ndarray] = {}
-        wh = (0, 0)
-        for k, picture in pictures:
-            wh = picture.shape[1::-1]
-            all_boxes[k] = self.look(picture)
-            for box in all_boxes[k]:
-                near = [t for t in tracks if k - t[-1][0] <= 2 * self._every and t[-1][0] < k and overlap(t[-1][1], box) > 0.3]
-                if near:
-                    max(near, key=lambda t: overlap(t[-1][1], box)).append((k, box))
-                else:
-                    tracks.append([(k, box)])
-        seen = []
-        for number, track in enumerate(one_at_a_time(tracks)):
-            others = [all_boxes[k][(all_boxes[k] != box).any(1)] for k, box in track]
-            seen.append(Seen(number, [k for k, _ in track], [b for _, b in track], others, wh))
-        return seen
-
-    def look(self, picture: np.ndarray) -> np.ndarray:
-        """Mesh boxes float64 (N, 4) of all faces that the mesh fits, largest first."""
-        boxes = []
-        for found in self._detector(picture):
-            points = self.mesh_near(picture, found)
-            if points is not None:
-                boxes.append(face_boxes(points[None])[0].astype(np.float64))
-        kept: list[np.ndarray] = []
-        for box in sorted(boxes, key=lambda b: -float(face_size(b[None])[0])):
-            if all(overlap(box, b) < 0.5 for b in kept):  # two detections of one face end in one mesh
-                kept.append(box)
-        return np.array(kept).reshape(-1, 4)
-
-    def mesh_near(self, picture: np.ndarray, box: np.ndarray) -> np.ndarray | None:
-        """Mesh (478, 3) in px of the picture, of the face in a detection box (4,)."""
-        height, width = picture.shape[:2]
-        side = 2.0 * max(box[2] - box[0], box[3] - box[1])
-        cx, cy = (box[:2] + box[2:]) / 2
-        x0, x1 = int(max(cx - side / 2, 0)), int(min(cx + side / 2, width))
-        y0, y1 = int(max(cy - side / 2, 0)), int(min(cy + side / 2, height))
-        if min(x1 - x0, y1 - y0) < 16:
-            return None
-        points = self._mesh(picture[y0:y1, x0:x1])
-        return None if points is None else points + np.array([x0, y0, 0], np.float32)
-
-
-def one_at_a_time(tracks: list[Track]) -> list[Track]:
-    """The tracks largest for longest of those that overlap in time, in order of time."""
-    chosen: list[Track] = []
-    for track in sorted(tracks, key=lambda t: -sum(float(face_size(box[None])[0]) for _, box in t)):
-        if all(track[-1][0] < other[0][0] or other[-1][0] < track[0][0] for other in chosen):
-            chosen.append(track)
-    return sorted(chosen, key=lambda t: t[0][0])
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes (4,)."""
-    wh = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
-    union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - np.prod(wh)
-    return float(np.prod(wh) / union) if union > 0 else 0.0
-
-
 def cut_square(picture: np.ndarray, crop: tuple[int, int, int], size_px: int) -> np.ndarray:
     """The crop (x0, y0, side) of a picture, uint8 RGB (size_px, size_px, 3)."""
     x0, y0, side = crop
     part = picture[y0 : y0 + side, x0 : x0 + side]
     return cv2.resize(part, (size_px, size_px), interpolation=cv2.INTER_AREA if side > size_px else cv2.INTER_CUBIC)
-
-
-def still_frame(points: np.ndarray, luma: np.ndarray) -> int:
-    """The frame (of T) that serves best as a still: frontal, mouth closed, eyes open, lit as the clip mostly is."""
-    yaw, pitch, _ = np.abs(fit_pose(points).euler_deg).T
-    eyes = eye_opening(points).mean(1)
-    shut = np.clip(np.median(eyes) - eyes, 0, None)
-    dark = np.clip(1 - luma / max(float(np.median(luma)), 1.0), 0, None)
-    return int(np.argmin(yaw / 20 + pitch / 20 + 3 * mouth_opening(points) + 5 * shut + 5 * dark))
-
-
-def score(points: np.ndarray, crop_side: int, size_px: int) -> dict[str, float]:
-    """Scores of a clip from its mesh points (T, 478, 3) in px of the crop; angles in degrees, sizes in px of the source."""
-    face_px = float(np.median(face_size(face_boxes(points)))) * crop_side / size_px
-    angles = fit_pose(points).euler_deg
-    extreme = np.percentile(np.abs(angles), 95, axis=0)
-    return {
-        "face_px": face_px,
-        "crop_scale": crop_side / face_px,
-        "upscale": size_px / crop_side,
-        "yaw_deg": float(np.median(angles[:, 0])),
-        "pitch_deg": float(np.median(angles[:, 1])),
-        "roll_deg": float(np.median(angles[:, 2])),
-        "yaw_extreme_deg": float(extreme[0]),
-        "pitch_extreme_deg": float(extreme[1]),
-        "roll_extreme_deg": float(extreme[2]),
-        "mouth_activity": float(mouth_opening(points).std()),
-        "eye_activity": float(eye_opening(points).mean(1).std()),
-    }
-
-
-def decide(scores: dict[str, float], gates: FaceGates) -> Verdict:
-    """Accepts or names the first gate that the scores fail."""
-    checks = (
-        ("face_too_small", scores["face_px"] < gates.min_face_px),
-        ("several_faces", scores["other_faces"] > gates.max_other_faces),
-        ("head_tilted", scores["roll_extreme_deg"] > gates.max_roll_deg),
-        ("head_turned", scores["yaw_extreme_deg"] > gates.max_yaw_deg or scores["pitch_extreme_deg"] > gates.max_pitch_deg),
-        ("face_fills_frame", scores["crop_scale"] < gates.min_crop_scale),
-        ("upscaled", scores["upscale"] > gates.max_upscale),
-        ("too_dark", scores["brightness"] < gates.min_brightness),
-    )
-    return next((Verdict(False, reason) for reason, failed in checks if failed), ACCEPTED)
 
 
 def encode_track(points: np.ndarray, source_frames: np.ndarray) -> bytes:
@@ -386,15 +234,3 @@ def read_track(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Points and source frames of a track.npz."""
     arrays = decode_arrays(path.read_bytes(), what=str(path))
     return arrays["points"], arrays["source_frames"]
-
-
-def brightness(luma: np.ndarray) -> float:
-    """Of a clip, from its faces' luma (T,): that of the darkest frames, where a fade begins or ends; one frame may err."""
-    return float(np.percentile(luma, 2))
-
-
-def face_luma(picture: np.ndarray, points: np.ndarray) -> float:
-    """Mean luma of the face's box, 0..255."""
-    x0, y0, x1, y1 = np.clip(face_boxes(points[None])[0], 0, len(picture) - 1).astype(int)
-    part = picture[y0 : y1 + 1 : 4, x0 : x1 + 1 : 4]
-    return float(part.reshape(-1, 3).mean(0) @ [0.299, 0.587, 0.114])

@@ -17,8 +17,9 @@ from schemas.ids import shot_id
 from schemas.outcomes import Rejection
 from schemas.units import Shot, SourceFile
 from stages.content import check_content, read_content
-from stages.media import DISORDER_S, SourceFrame, check_readable, decode, extract_sound
+from stages.media import DISORDER_S, SourceFrame, check_readable, decode
 from stages.outputs import Outputs
+from stages.sound import extract_sound
 
 TIMING, SOUND = "timing.npz", "sound.s16"
 _THUMB_PX = 160  # cuts are seen as well in small pictures

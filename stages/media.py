@@ -1,36 +1,27 @@
-"""Media in and out: untrusted files opened safely, frames upright in RGB, files written that are the same bytes everywhere."""
+"""Media in: untrusted files opened safely, frames upright in RGB, any stretch of a video without the rest."""
 
 from __future__ import annotations
 
-import errno
-import os
-import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
 import av
 import cv2
-import ffmpeg
-import imageio_ffmpeg
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorRange, Colorspace
 
 from schemas.outcomes import Rejection
 
-SAMPLE_RATE_HZ = 16_000
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,h264,ogg,flv"
 _SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 _RAW_STREAMS = {"h264"}  # no container, so no timestamps that mean anything
 _MIN_SUFFIX_OF_MP4 = b"ftyp"
 _SEEK_BACK_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # a stream may be joined only at a key frame; few are 16 s apart
 DISORDER_S = 0.5  # time stamps out of order by no more than this belong together
-_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ENOMEM, errno.ENFILE, errno.EMFILE)
 
 
 @dataclass(frozen=True)
@@ -245,103 +236,3 @@ def read_image(path: Path) -> np.ndarray:
         raise
     except Exception as e:  # damage shows in many ways: Pillow's readers raise SyntaxError, struct.error and more
         raise Rejection("not_media", f"{path}: {e}") from e
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 6])
-    assert ok
-    return data.tobytes()
-
-
-class VideoWriter:
-    """Writes H.264 that is the same bytes for the same frames on any machine (the settings are part of the sample format).
-
-    Frames are uint8 RGB (size, size, 3) with an even side. Use as a context manager; nothing is left open after an error.
-    """
-
-    def __init__(self, path: Path, fps: int, size_px: int) -> None:
-        options = {"fflags": "+bitexact", "movflags": "+faststart"}
-        self._container = av.open(str(path), "w", format="mp4", options=options)
-        stream = self._container.add_stream("libx264", rate=fps)
-        stream.width = stream.height = size_px
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.time_base = Fraction(1, fps)
-        context.thread_count = 1  # x264's slices, and so its pixels, depend on the number of threads
-        context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
-        stream.options = {
-            "preset": "veryfast",
-            "crf": "16",
-            "g": "12",
-            "bf": "0",
-            "tune": "fastdecode",
-            "flags": "+bitexact",
-            "x264-params": "cpu-independent=1",
-        }
-        self._stream, self.frames = stream, 0
-
-    def write(self, rgb: np.ndarray) -> None:
-        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
-        frame.pts = self.frames
-        frame.time_base = self._stream.codec_context.time_base
-        frame.colorspace, frame.color_range = Colorspace.ITU601, ColorRange.MPEG
-        self._container.mux(self._stream.encode(frame))
-        self.frames += 1
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if exc[0] is None and self.frames:
-            self._container.mux(self._stream.encode(None))
-        self._container.close()
-
-
-def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float) -> bool:
-    """Writes the first audio stream as raw int16 mono at 16 kHz; False without one. Memory does not grow with the length.
-
-    Sample n belongs to n / 16000 s after the container's start, where video time starts too: late sound and gaps are filled
-    with silence. Sound is whole or not there: a stream that ffmpeg gives up on (no decoder, more than two thirds of it damaged)
-    counts as no sound, single damaged packets as silence. Where the machine failed, not the stream, this raises.
-
-    Raises:
-        subprocess.TimeoutExpired: ffmpeg took longer than `timeout_s`.
-        OSError: ffmpeg was killed, or could not write or read (disk full, out of memory).
-    """
-    with open_video(path) as container:
-        if not container.streams.audio:
-            return False
-    source = ffmpeg.input(f"file:{path.absolute()}", protocol_whitelist="file,pipe", format_whitelist=FORMATS)
-    resampled = source["a:0"].filter("aresample", SAMPLE_RATE_HZ, **{"async": 1, "first_pts": 0})
-    sound = resampled.output(f"file:{out.absolute()}", format="s16le", ac=1, ar=SAMPLE_RATE_HZ, acodec="pcm_s16le", t=duration_s, threads=1)
-    # MPEG-TS, MPEG-PS and Ogg start where the first stream in use does: the picture is in use, so that late sound stays late
-    picture = source["v:0"].output("-", format="null", vcodec="copy", t=duration_s)
-    streams = ffmpeg.merge_outputs(sound, picture).global_args("-nostdin", "-loglevel", "error", "-y")
-    done = subprocess.run(streams.compile(cmd=imageio_ffmpeg.get_ffmpeg_exe()), capture_output=True, timeout=timeout_s, check=False)
-    if done.returncode:
-        out.unlink(missing_ok=True)
-        _raise_if_the_machine_failed(path, done.returncode, done.stderr.decode(errors="replace"))
-        return False
-    return out.is_file() and out.stat().st_size > 0
-
-
-def _raise_if_the_machine_failed(path: Path, code: int, said: str) -> None:
-    if code < 0:
-        raise OSError(f"{path}: ffmpeg was ended by signal {-code} ({signal.strsignal(-code)}) while it read the sound")
-    for number in _MACHINE_ERRORS:
-        if os.strerror(number) in said:
-            raise OSError(number, f"ffmpeg while it read the sound: {os.strerror(number)}", str(path))
-
-
-def encode_flac(sound: np.ndarray, path: Path) -> None:
-    """Writes int16 mono samples at 16 kHz."""
-    with av.open(str(path), "w", format="flac", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono", options={"flags": "+bitexact"})
-        frame = av.AudioFrame.from_ndarray(sound.reshape(1, -1), format="s16", layout="mono")
-        frame.sample_rate, frame.pts = SAMPLE_RATE_HZ, 0
-        fifo = av.AudioFifo()
-        fifo.write(frame)
-        for part in [*fifo.read_many(4096), fifo.read()]:
-            if part is not None:
-                container.mux(stream.encode(part))
-        container.mux(stream.encode(None))

@@ -11,11 +11,14 @@ from schemas.ids import portrait_id, portrait_id_of_frame
 from schemas.outcomes import Rejection
 from schemas.units import Clip, PortraitUnit, SourceFile
 from stages.content import check_content, read_content
-from stages.faces import STILL, TRACK, FacesConfig, Survey, cut_square, encode_track, face_luma, score
+from stages.encode import encode_png
+from stages.faces import STILL, TRACK, FacesConfig, cut_square, encode_track
+from stages.gates import face_luma, score
 from stages.head import crop_square, face_size
-from stages.media import check_readable, encode_png, read_image
+from stages.media import check_readable, read_image
 from stages.mesh import FaceMesh
 from stages.outputs import Outputs
+from stages.survey import Survey
 
 
 class Portraits:

@@ -12,8 +12,9 @@ import numpy as np
 
 from schemas.motion import Motion
 from schemas.units import Clip, Driving, Pair, PortraitUnit
+from stages.encode import VideoWriter
 from stages.faces import TARGET, TRACK, read_track
-from stages.media import VideoWriter, decode, read_image
+from stages.media import decode, read_image
 from stages.outputs import Outputs
 
 _APPEARANCES_KEPT = 16  # per worker

@@ -25,7 +25,7 @@ from schemas.sample import (
     sample_digest,
     write_tar_sample,
 )
-from stages.media import VideoWriter
+from stages.encode import VideoWriter
 
 SIZE_PX = 96
 FRAMES = {"a": 40, "b": 36, "c": 48, "short": 5}

@@ -26,7 +26,7 @@ from pipeline.verify import diff, verify
 from schemas.ids import file_digest
 from schemas.sample import MEMBERS, SampleInfo, decode_controls, decode_image, read_index, read_members
 from schemas.video import decode_video
-from stages.faces import FaceGates
+from stages.gates import FaceGates
 
 CROSSPAIR = str(Path(sys.executable).with_name("crosspair"))
 

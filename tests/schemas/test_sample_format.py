@@ -32,7 +32,7 @@ from schemas.sample import (
     write_tar_sample,
 )
 from schemas.video import decode_video
-from stages.media import VideoWriter, encode_png
+from stages.encode import VideoWriter, encode_png
 
 INFO = SampleInfo(
     key="0" * 20,

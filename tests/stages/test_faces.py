@@ -16,26 +16,13 @@ from schemas.outcomes import Rejection
 from schemas.sample import decode_image
 from schemas.units import Clip, PortraitUnit, Shot, SourceFile
 from schemas.video import decode_video
-from stages.faces import (
-    AUDIO,
-    STILL,
-    TARGET,
-    TRACK,
-    FaceGates,
-    Faces,
-    FacesConfig,
-    brightness,
-    decide,
-    encode_track,
-    one_at_a_time,
-    overlap,
-    read_track,
-    still_frame,
-)
+from stages.faces import AUDIO, STILL, TARGET, TRACK, Faces, FacesConfig, encode_track, read_track
+from stages.gates import FaceGates, brightness, decide, still_frame
 from stages.head import canonical
 from stages.ingest import Ingest, IngestConfig, Timing, frame_map
 from stages.outputs import Outputs
 from stages.portraits import Portraits, portrait_of_clip
+from stages.survey import one_at_a_time, overlap
 
 SIZE, FPS = 128, 25
 

@@ -23,7 +23,9 @@ from PIL import Image
 from schemas.ids import file_digest
 from schemas.outcomes import Rejection
 from schemas.video import decode_video
-from stages.media import VideoWriter, _decode_from, decode, encode_flac, encode_png, extract_sound, open_video, read_image
+from stages.encode import VideoWriter, encode_flac, encode_png
+from stages.media import _decode_from, decode, open_video, read_image
+from stages.sound import extract_sound
 
 REPO = Path(__file__).parents[2]
 

@@ -1,0 +1,53 @@
+"""Sound: a source's first audio stream as 16 kHz mono, where its picture's time begins."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import ffmpeg
+import imageio_ffmpeg
+
+from stages.media import FORMATS, open_video
+
+SAMPLE_RATE_HZ = 16_000
+_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ENOMEM, errno.ENFILE, errno.EMFILE)
+
+
+def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float) -> bool:
+    """Writes the first audio stream as raw int16 mono at 16 kHz; False without one. Memory does not grow with the length.
+
+    Sample n belongs to n / 16000 s after the container's start, where video time starts too: late sound and gaps are filled
+    with silence. Sound is whole or not there: a stream that ffmpeg gives up on (no decoder, more than two thirds of it damaged)
+    counts as no sound, single damaged packets as silence. Where the machine failed, not the stream, this raises.
+
+    Raises:
+        subprocess.TimeoutExpired: ffmpeg took longer than `timeout_s`.
+        OSError: ffmpeg was killed, or could not write or read (disk full, out of memory).
+    """
+    with open_video(path) as container:
+        if not container.streams.audio:
+            return False
+    source = ffmpeg.input(f"file:{path.absolute()}", protocol_whitelist="file,pipe", format_whitelist=FORMATS)
+    resampled = source["a:0"].filter("aresample", SAMPLE_RATE_HZ, **{"async": 1, "first_pts": 0})
+    sound = resampled.output(f"file:{out.absolute()}", format="s16le", ac=1, ar=SAMPLE_RATE_HZ, acodec="pcm_s16le", t=duration_s, threads=1)
+    # MPEG-TS, MPEG-PS and Ogg start where the first stream in use does: the picture is in use, so that late sound stays late
+    picture = source["v:0"].output("-", format="null", vcodec="copy", t=duration_s)
+    streams = ffmpeg.merge_outputs(sound, picture).global_args("-nostdin", "-loglevel", "error", "-y")
+    done = subprocess.run(streams.compile(cmd=imageio_ffmpeg.get_ffmpeg_exe()), capture_output=True, timeout=timeout_s, check=False)
+    if done.returncode:
+        out.unlink(missing_ok=True)
+        _raise_if_the_machine_failed(path, done.returncode, done.stderr.decode(errors="replace"))
+        return False
+    return out.is_file() and out.stat().st_size > 0
+
+
+def _raise_if_the_machine_failed(path: Path, code: int, said: str) -> None:
+    if code < 0:
+        raise OSError(f"{path}: ffmpeg was ended by signal {-code} ({signal.strsignal(-code)}) while it read the sound")
+    for number in _MACHINE_ERRORS:
+        if os.strerror(number) in said:
+            raise OSError(number, f"ffmpeg while it read the sound: {os.strerror(number)}", str(path))
