@@ -91,8 +91,9 @@ def fit_pose(points: np.ndarray, shape: np.ndarray | None = None, weights: np.nd
     """Weighted least-squares similarity (Umeyama 1991) from `shape` (N, 3), by default the canonical face, to points (T, N, 3)."""
     shape = canonical() if shape is None else shape
     weights = rigid_weights() if weights is None else weights
-    w = (weights / weights.sum())[:, None]
-    points = points.astype(np.float64)
+    counted = np.flatnonzero(weights)  # a tenth of the mesh: long clips would make large arrays
+    shape, points = shape[counted], points[:, counted].astype(np.float64)
+    w = (weights[counted] / weights.sum())[:, None]
     centre_s, centre_p = (w * shape).sum(0), (w * points).sum(1, keepdims=True)
     s, p = shape - centre_s, points - centre_p
     u, singular, vt = np.linalg.svd((w * s).T @ p)
@@ -171,17 +172,19 @@ def crop_square(boxes: np.ndarray, crop_scale: float, frame_wh: tuple[int, int])
 
 def mouth_opening(points: np.ndarray) -> np.ndarray:
     """Gap between the inner lips over the width of the mouth, (T,), 0 when closed; in the head's own frame."""
-    shape = fit_pose(points).invert(points)
-    gap = np.linalg.norm(shape[:, [82, 13, 312]] - shape[:, [87, 14, 317]], axis=-1).mean(1)
-    return gap / np.linalg.norm(shape[:, 61] - shape[:, 291], axis=-1)
+    upper, lower, corners = (82, 13, 312), (87, 14, 317), (61, 291)
+    shape = fit_pose(points).invert(points[:, [*upper, *lower, *corners]])
+    gap = np.linalg.norm(shape[:, :3] - shape[:, 3:6], axis=-1).mean(1)
+    return gap / np.linalg.norm(shape[:, 6] - shape[:, 7], axis=-1)
 
 
 def eye_opening(points: np.ndarray) -> np.ndarray:
     """Gap between the lids over the width of the eye, (T, 2): left, right; in the head's own frame."""
-    shape = fit_pose(points).invert(points)
+    pose = fit_pose(points)
     gaps = []
-    for pairs, (inner, outer) in ((_LID_PAIRS_LEFT, (362, 263)), (_LID_PAIRS_RIGHT, (133, 33))):
-        upper, lower = np.array(pairs).T
-        gap = np.linalg.norm(shape[:, upper] - shape[:, lower], axis=-1).mean(1)
-        gaps.append(gap / np.linalg.norm(shape[:, inner] - shape[:, outer], axis=-1))
+    for pairs, corners in ((_LID_PAIRS_LEFT, (362, 263)), (_LID_PAIRS_RIGHT, (133, 33))):
+        upper, lower = zip(*pairs, strict=True)
+        shape = pose.invert(points[:, [*upper, *lower, *corners]])
+        gap = np.linalg.norm(shape[:, :3] - shape[:, 3:6], axis=-1).mean(1)
+        gaps.append(gap / np.linalg.norm(shape[:, 6] - shape[:, 7], axis=-1))
     return np.stack(gaps, -1)
