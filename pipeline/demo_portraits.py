@@ -8,16 +8,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from stages.head import FACE_OVAL, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_EYE
-from stages.mesh import FaceMesh
+from pipeline.demo_canvas import (
+    CANVAS_PX,
+    FACE_PX,
+    Brush,
+    close_mouth,
+    detect,
+    grid,
+    head_units,
+    matte,
+    noise,
+    over,
+    photograph,
+    polygon,
+    push,
+    px,
+    ramp,
+    soft,
+)
+from stages.head import FACE_OVAL, LEFT_EYE, LIPS_OUTER, RIGHT_EYE
 
-CANVAS_PX = 1024
-FACE_PX = 256  # forehead to chin on the canvas
 _BROWS = ((70, 63, 105, 66, 107, 55, 65, 52, 53, 46), (300, 293, 334, 296, 336, 285, 295, 282, 283, 276))
 _COLLINS = "NASA portrait of Eileen Collins (skimage.data.astronaut)"
 _HOPPER = "US Navy portrait of Grace Hopper (matplotlib sample_data/grace_hopper.jpg)"
@@ -65,23 +79,6 @@ class DemoPerson:
 
 
 @dataclass(frozen=True)
-class Brush:
-    """A soft push in head units: what lies around (u, v) moves by (du, dv) and grows about (u, v) by (grow_u, grow_v).
-
-    `su`, `sv` are the Gaussian's radii. A brush off the middle line also acts at (-u, v), mirrored.
-    """
-
-    u: float
-    v: float
-    su: float
-    sv: float
-    du: float = 0.0
-    dv: float = 0.0
-    grow_u: float = 1.0
-    grow_v: float = 1.0
-
-
-@dataclass(frozen=True)
 class Recipe:
     """How one invented person is made of a photograph. Tones are Lab as OpenCV stores it in 8 bits: L, a, b in 0..255."""
 
@@ -103,180 +100,45 @@ class Recipe:
     seed: int = 0
 
 
-# --- canvas -----------------------------------------------------------------------------------------------------------------
-
-
-@cache
-def _grid() -> tuple[np.ndarray, np.ndarray]:
-    """u, v of every pixel of the canvas, float32 (CANVAS_PX, CANVAS_PX) each."""
-    axis = ((np.arange(CANVAS_PX) - CANVAS_PX / 2) / FACE_PX).astype(np.float32)
-    u, v = np.meshgrid(axis, axis)
-    return u, v
-
-
-def _px(uv: np.ndarray) -> np.ndarray:
-    return np.asarray(uv) * FACE_PX + CANVAS_PX / 2
-
-
-def _head_units(points: np.ndarray) -> np.ndarray:
-    return (points[..., :2] - CANVAS_PX / 2) / FACE_PX
-
-
-def _detect(image: np.ndarray) -> np.ndarray:
-    """Face mesh (478, 3) in px of the canvas, looked for around the middle, where it is large."""
-    low, high = CANVAS_PX // 4, 3 * CANVAS_PX // 4
-    points = FaceMesh(static=True)(np.ascontiguousarray(image[low:high, low:high]))
-    if points is None:
-        raise ValueError("no face on the demo's canvas")
-    return points + np.array([low, low, 0], np.float32)
-
-
-def _on_canvas(photo: np.ndarray) -> np.ndarray:
-    """The photograph turned, scaled and moved so that forehead and chin lie on the canvas's middle line, FACE_PX apart."""
-    found = FaceMesh(static=True)(photo)
-    assert found is not None
-    forehead, chin = found[10, :2].astype(np.float64), found[152, :2].astype(np.float64)
-    down = chin - forehead
-    k = FACE_PX / (down @ down)
-    turn = k * np.array([[down[1], -down[0]], [down[0], down[1]]])
-    shift = CANVAS_PX / 2 - turn @ (forehead + chin) / 2
-    matrix = np.concatenate([turn, shift[:, None]], axis=1)
-    return cv2.warpAffine(photo, matrix, (CANVAS_PX, CANVAS_PX), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-
-
-@cache
-def _photo(which: str) -> np.ndarray:
-    """Photograph `collins` or `hopper` on the canvas, uint8 RGB."""
-    from stages.media import read_image
-
-    if which == "collins":
-        import skimage.data
-
-        return _on_canvas(skimage.data.astronaut())
-    import matplotlib
-
-    return _on_canvas(read_image(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"))
-
-
-@cache
-def _matte(which: str) -> np.ndarray:
-    """How much of each pixel belongs to the person, float32 (CANVAS_PX, CANVAS_PX) in 0..1; 0 outside the middle."""
-    from mediapipe.python.solutions.selfie_segmentation import SelfieSegmentation
-
-    edge = 160
-    crop = np.ascontiguousarray(_photo(which)[edge:-edge, edge:-edge])
-    matte = np.zeros((CANVAS_PX, CANVAS_PX), np.float32)
-    with SelfieSegmentation(model_selection=0) as net:
-        matte[edge:-edge, edge:-edge] = net.process(crop).segmentation_mask
-    matte = np.clip((matte - 0.4) / 0.5, 0, 1)  # a little tighter than the net's: no halo of the old background
-    if which == "hopper":  # the flag's stars and cord beside the cap
-        u, v = _grid()
-        matte = _soft(cv2.erode(matte, np.ones((5, 5), np.uint8)), 1.2)
-        matte *= _ramp(np.where(v < -0.72, np.hypot((u - 0.03) / 0.46, (v + 0.6) / 0.5), 0.0), 1.02, 0.98)
-    return matte
-
-
-# --- painting ---------------------------------------------------------------------------------------------------------------
-
-
-def _soft(mask: np.ndarray, sigma_px: float) -> np.ndarray:
-    return cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma_px)
-
-
-def _polygon(uv: np.ndarray, sigma_px: float = 1.5) -> np.ndarray:
-    """Soft filled polygon float32 in 0..1, of corners (N, 2) in head units."""
-    mask = np.zeros((CANVAS_PX, CANVAS_PX), np.float32)
-    cv2.fillPoly(mask, [np.round(_px(uv) * 16).astype(np.int32)], 1.0, lineType=cv2.LINE_AA, shift=4)
-    return _soft(mask, sigma_px)
-
-
-def _over(image: np.ndarray, colour: np.ndarray | tuple[int, int, int], alpha: np.ndarray) -> np.ndarray:
-    """`colour` (3,) or (H, W, 3) laid over a float32 picture with opacity alpha (H, W)."""
-    return image + (np.asarray(colour, np.float32) - image) * alpha[..., None]
-
-
-def _ramp(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """0 below `low`, 1 above `high`, smooth between; falls instead when high < low."""
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def _noise(seed: int, sigma_u: float, sigma_v: float) -> np.ndarray:
-    """Smooth noise of unit variance, float32 (CANVAS_PX, CANVAS_PX)."""
-    white = np.random.default_rng(seed).standard_normal((CANVAS_PX, CANVAS_PX), np.float32)
-    grain = cv2.GaussianBlur(white, (0, 0), sigmaX=max(sigma_u, 0.3), sigmaY=max(sigma_v, 0.3))
-    return grain / grain.std()
-
-
-def _push(image: np.ndarray, brushes: tuple[Brush, ...]) -> np.ndarray:
-    u, v = _grid()
-    source_u, source_v = u.copy(), v.copy()
-    for b in brushes:
-        for side in (1, -1) if b.u else (1,):
-            weight = np.exp(-0.5 * (((u - side * b.u) / b.su) ** 2 + ((v - b.v) / b.sv) ** 2))
-            source_u -= weight * (side * b.du + (u - side * b.u) * (1 - 1 / b.grow_u))
-            source_v -= weight * (b.dv + (v - b.v) * (1 - 1 / b.grow_v))
-    half = CANVAS_PX / 2
-    return cv2.remap(image, source_u * FACE_PX + half, source_v * FACE_PX + half, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-
-
-def _close_mouth(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The lips brought together over the teeth: above the line of the mouth all moves down by half the gap, below it up."""
-    u, v = _grid()
-    inner = _head_units(points)[list(LIPS_INNER)]
-    lower, upper = inner[:11], inner[[0, *range(19, 9, -1)]]
-    at = np.linspace(lower[:, 0].min(), lower[:, 0].max(), 64)
-    low, high = np.interp(at, lower[:, 0], lower[:, 1]), np.interp(at, upper[:, 0], upper[:, 1])
-    half_gap = np.interp(u[0], at, np.clip(low - high, 0, None) / 2 + 0.006, left=0, right=0).astype(np.float32)
-    line = np.interp(u[0], at, 0.45 * low + 0.55 * high).astype(np.float32)
-    half_gap, line = cv2.GaussianBlur(half_gap[None], (9, 1), 3)[0], cv2.GaussianBlur(line[None], (31, 1), 8)[0]
-    away = v - line[None]
-    push = np.sign(away) * half_gap[None] * np.exp(-0.5 * (away / 0.11) ** 2)
-    half = CANVAS_PX / 2
-    closed = cv2.remap(image, u * FACE_PX + half, (v + push) * FACE_PX + half, cv2.INTER_CUBIC)
-    seam = np.exp(-0.5 * (away / 0.009) ** 2) * np.clip(half_gap[None] / 0.01, 0, 1)
-    return np.clip(_over(closed.astype(np.float32), (70, 30, 30), 0.6 * _soft(seam, 1.0)), 0, 255).astype(np.uint8)
-
-
 def _backdrop(recipe: Recipe) -> np.ndarray:
     """A studio wall: a vertical gradient, a light spot behind the head, faint clouds."""
-    u, v = _grid()
+    u, v = grid()
     top, bottom = (np.asarray(c, np.float32) for c in recipe.backdrop)
-    wall = top + (bottom - top) * _ramp(v, -1.6, 1.6)[..., None]
-    light = 1 + 0.12 * np.exp(-0.5 * ((u / 0.9) ** 2 + ((v + 0.2) / 0.9) ** 2)) + 0.03 * _noise(recipe.seed + 7, 60, 60)
+    wall = top + (bottom - top) * ramp(v, -1.6, 1.6)[..., None]
+    light = 1 + 0.12 * np.exp(-0.5 * ((u / 0.9) ** 2 + ((v + 0.2) / 0.9) ** 2)) + 0.03 * noise(recipe.seed + 7, 60, 60)
     return wall * light[..., None]
 
 
 def _clothes(picture: np.ndarray, recipe: Recipe, skin_rgb: np.ndarray) -> np.ndarray:
     """Neck and a knitted top, under the head."""
-    u, v = _grid()
-    width = 0.265 + 0.10 * _ramp(v, 0.55, 0.95)
-    neck = _ramp(np.abs(u) / width, 1.03, 0.97) * _ramp(v, 0.1, 0.2)
-    shade = 0.58 + 0.28 * _ramp(v, 0.5, 0.75) - 0.2 * (u / width) ** 2 + 0.05 * np.exp(-0.5 * ((np.abs(u) - 0.1) / 0.03) ** 2) * (v > 0.6)
+    u, v = grid()
+    width = 0.265 + 0.10 * ramp(v, 0.55, 0.95)
+    neck = ramp(np.abs(u) / width, 1.03, 0.97) * ramp(v, 0.1, 0.2)
+    shade = 0.58 + 0.28 * ramp(v, 0.5, 0.75) - 0.2 * (u / width) ** 2 + 0.05 * np.exp(-0.5 * ((np.abs(u) - 0.1) / 0.03) ** 2) * (v > 0.6)
     shade = np.clip(shade, 0, None)
     warm = np.stack([shade, shade**1.15, shade**1.25], -1)  # skin in shadow turns redder, not greyer
-    picture = _over(picture, skin_rgb * warm, neck)
-    shoulder = 0.72 + 0.42 * _ramp(np.abs(u), 0.25, 1.25) + 1.2 * _ramp(np.abs(u), 1.0, 1.6)
-    body = _ramp(v - shoulder, -0.012, 0.012)
-    hole = _ramp((u / 0.3) ** 2 + ((v - 0.6) / 0.24) ** 2, 1.0, 1.06)
-    rib = 1 + 0.035 * np.sin(u * 150 + 6 * np.sin(v * 3)) + 0.03 * _noise(recipe.seed + 1, 1.2, 1.2)
-    folds = 1 + 0.1 * _noise(recipe.seed + 2, 14, 60) - 0.22 * _ramp(np.abs(u), 0.4, 1.2)
+    picture = over(picture, skin_rgb * warm, neck)
+    shoulder = 0.72 + 0.42 * ramp(np.abs(u), 0.25, 1.25) + 1.2 * ramp(np.abs(u), 1.0, 1.6)
+    body = ramp(v - shoulder, -0.012, 0.012)
+    hole = ramp((u / 0.3) ** 2 + ((v - 0.6) / 0.24) ** 2, 1.0, 1.06)
+    rib = 1 + 0.035 * np.sin(u * 150 + 6 * np.sin(v * 3)) + 0.03 * noise(recipe.seed + 1, 1.2, 1.2)
+    folds = 1 + 0.1 * noise(recipe.seed + 2, 14, 60) - 0.22 * ramp(np.abs(u), 0.4, 1.2)
     collar = 1 - 0.25 * np.exp(-0.5 * ((np.sqrt((u / 0.3) ** 2 + ((v - 0.6) / 0.24) ** 2) - 1.28) / 0.03) ** 2) * (v < 1.1)
     chin_shadow = 1 - 0.3 * np.exp(-0.5 * ((u / 0.3) ** 2 + ((v - 0.75) / 0.15) ** 2))
     cloth = np.asarray(recipe.cloth, np.float32) * (rib * folds * collar * chin_shadow)[..., None]
-    return _over(picture, cloth, _soft(body * hole, 1.0))
+    return over(picture, cloth, soft(body * hole, 1.0))
 
 
 def _head_layer(points: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Opacity of Collins's hair and face, without neck and clothes, float32 in 0..1."""
-    u, v = _grid()
-    oval = _head_units(points)[list(FACE_OVAL)]
-    face = _polygon(oval * [0.965, 0.985], 2.5)
-    hair_and_ears = _matte("collins") * _ramp(v, 0.2, 0.14)  # lower down the space suit's ring begins
+    u, v = grid()
+    oval = head_units(points)[list(FACE_OVAL)]
+    face = polygon(oval * [0.965, 0.985], 2.5)
+    hair_and_ears = matte("collins") * ramp(v, 0.2, 0.14)  # lower down the space suit's ring begins
     if recipe.trim is not None:
         half_width, above = recipe.trim
-        ragged = 1 + 0.006 * _noise(recipe.seed + 8, 2, 2) + 0.01 * _noise(recipe.seed + 9, 9, 9)
-        cut = _ramp(np.where(v < -0.2, np.hypot(u / half_width, (v + 0.2) / above), np.abs(u / half_width)) * ragged, 1.01, 0.98)
+        ragged = 1 + 0.006 * noise(recipe.seed + 8, 2, 2) + 0.01 * noise(recipe.seed + 9, 9, 9)
+        cut = ramp(np.where(v < -0.2, np.hypot(u / half_width, (v + 0.2) / above), np.abs(u / half_width)) * ragged, 1.01, 0.98)
         hair_and_ears = hair_and_ears * cut
     return np.maximum(face, hair_and_ears)
 
@@ -284,9 +146,9 @@ def _head_layer(points: np.ndarray, recipe: Recipe) -> np.ndarray:
 @cache
 def _hair_of_collins() -> np.ndarray:
     """Hair against skin inside Collins's head by two Gaussian colour models, float32 in 0..1."""
-    u, v = _grid()
-    lab = cv2.cvtColor(_photo("collins"), cv2.COLOR_RGB2LAB).astype(np.float32)
-    points = _detect(_photo("collins"))
+    u, v = grid()
+    lab = cv2.cvtColor(photograph("collins"), cv2.COLOR_RGB2LAB).astype(np.float32)
+    points = detect(photograph("collins"))
     hair_at = (np.abs(u) < 0.45) & (v > -0.85) & (v < -0.55)
     skin_at = (np.abs(u) < 0.3) & (((v > -0.02) & (v < 0.1)) | ((v > 0.3) & (v < 0.42)))
     flat = lab.reshape(-1, 3).astype(np.float64)
@@ -296,11 +158,9 @@ def _hair_of_collins() -> np.ndarray:
         mean, inverse = sample.mean(0), np.linalg.inv(np.cov(sample.T) + 20 * np.eye(3))
         d = flat - mean
         scores.append(np.einsum("ni,ij,nj->n", d, inverse, d).reshape(lab.shape[:2]))
-    hair = _ramp(_soft(np.sqrt(scores[1]) - np.sqrt(scores[0]), 2.0), -0.8, 0.8)
-    core = np.maximum(
-        _polygon(_head_units(points)[list(FACE_OVAL)] * [0.86, 0.93] + [0, 0.095], 10), _ramp(v, 0.1, 0.25) * (np.abs(u) < 0.4)
-    )
-    return np.maximum(hair, _ramp(v, -0.48, -0.56)) * (1 - core)
+    hair = ramp(soft(np.sqrt(scores[1]) - np.sqrt(scores[0]), 2.0), -0.8, 0.8)
+    core = np.maximum(polygon(head_units(points)[list(FACE_OVAL)] * [0.86, 0.93] + [0, 0.095], 10), ramp(v, 0.1, 0.25) * (np.abs(u) < 0.4))
+    return np.maximum(hair, ramp(v, -0.48, -0.56)) * (1 - core)
 
 
 def _tone(lab: np.ndarray, mask: np.ndarray, target: tuple[float, float, float], contrast: float) -> np.ndarray:
@@ -314,8 +174,8 @@ def _repaint(image: np.ndarray, points: np.ndarray, recipe: Recipe, layer: np.nd
     """Skin and hair in new tones, float32 RGB."""
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32)
     hair = _hair_of_collins()
-    at = _head_units(points)
-    eyes = np.maximum(_polygon(at[list(RIGHT_EYE)], 1.5), _polygon(at[list(LEFT_EYE)], 1.5))
+    at = head_units(points)
+    eyes = np.maximum(polygon(at[list(RIGHT_EYE)], 1.5), polygon(at[list(LEFT_EYE)], 1.5))
     skin = (1 - hair) * (1 - eyes)
     new = lab
     if recipe.skin is not None:
@@ -329,31 +189,31 @@ def _repaint(image: np.ndarray, points: np.ndarray, recipe: Recipe, layer: np.nd
 
 def _features(picture: np.ndarray, points: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Brows, beard and lips painted on the face; `picture` is float32 RGB."""
-    at = _head_units(points)
-    u, v = _grid()
-    lips = _polygon(at[list(LIPS_OUTER)], 2.0)
+    at = head_units(points)
+    u, v = grid()
+    lips = polygon(at[list(LIPS_OUTER)], 2.0)
     dark = (45, 32, 26) if recipe.hair is None else tuple(_lab_rgb(recipe.hair) * 0.55)
-    hairs = np.clip(0.8 + 0.35 * _noise(recipe.seed + 3, 0.7, 1.6), 0, 1.3)
+    hairs = np.clip(0.8 + 0.35 * noise(recipe.seed + 3, 0.7, 1.6), 0, 1.3)
     if recipe.iris is not None:
         for eye, centre, edge in ((RIGHT_EYE, 468, 469), (LEFT_EYE, 473, 474)):
             r = np.hypot(u - at[centre, 0], v - at[centre, 1]) / np.linalg.norm(at[edge] - at[centre])
-            disc = _ramp(r, 1.05, 0.9) * _polygon(at[list(eye)], 1.0)
+            disc = ramp(r, 1.05, 0.9) * polygon(at[list(eye)], 1.0)
             light = np.clip(picture.mean(-1, keepdims=True) / 90, 0.4, 2.2)
-            picture = _over(picture, np.asarray(recipe.iris, np.float32) * light, 0.7 * disc)
+            picture = over(picture, np.asarray(recipe.iris, np.float32) * light, 0.7 * disc)
     if recipe.brows:
-        brow = np.maximum(*(_polygon(at[list(ring)], 2.5) for ring in _BROWS))
-        picture = _over(picture, dark, np.clip(recipe.brows * brow * hairs, 0, 1))
+        brow = np.maximum(*(polygon(at[list(ring)], 2.5) for ring in _BROWS))
+        picture = over(picture, dark, np.clip(recipe.brows * brow * hairs, 0, 1))
     if recipe.beard:
-        jaw = _polygon(at[list(FACE_OVAL)] * [0.985, 0.99], 7)
-        rim = recipe.beard_from_v - 0.28 * _ramp(np.abs(u), 0.24, 0.40)  # the beard climbs towards the ears
+        jaw = polygon(at[list(FACE_OVAL)] * [0.985, 0.99], 7)
+        rim = recipe.beard_from_v - 0.28 * ramp(np.abs(u), 0.24, 0.40)  # the beard climbs towards the ears
         moustache = np.exp(-0.5 * ((u / 0.15) ** 2 + ((v - at[0, 1] + 0.012) / 0.022) ** 2))
-        cheeks = _ramp(v - rim, -0.03, 0.05) * _ramp(np.hypot(u / 0.23, (v - at[14, 1] + 0.01) / 0.095), 0.8, 1.15)
+        cheeks = ramp(v - rim, -0.03, 0.05) * ramp(np.hypot(u / 0.23, (v - at[14, 1] + 0.01) / 0.095), 0.8, 1.15)
         goatee = np.exp(-0.5 * ((u / 0.1) ** 2 + ((v - 0.36) / 0.07) ** 2))
         beard = jaw * np.clip(np.maximum.reduce([cheeks, moustache, goatee]), 0, 1) * (1 - lips)
-        picture = _over(picture, dark, np.clip(recipe.beard * beard * hairs, 0, 0.95))
+        picture = over(picture, dark, np.clip(recipe.beard * beard * hairs, 0, 0.95))
     if recipe.lips is not None:
         grey = picture.mean(-1, keepdims=True) / 140
-        picture = _over(picture, np.asarray(recipe.lips, np.float32) * np.clip(grey, 0.45, 1.25), 0.6 * lips)
+        picture = over(picture, np.asarray(recipe.lips, np.float32) * np.clip(grey, 0.45, 1.25), 0.6 * lips)
     return picture
 
 
@@ -362,16 +222,16 @@ def _lab_rgb(lab: tuple[float, float, float]) -> np.ndarray:
 
 
 def _accessories(picture: np.ndarray, points: np.ndarray, recipe: Recipe) -> np.ndarray:
-    u, v = _grid()
-    at = _head_units(points)
+    u, v = grid()
+    at = head_units(points)
     if recipe.beanie is not None:
-        dome = _ramp(np.hypot(u / 0.535, (v + 0.34) / 0.60), 1.02, 0.99) * _ramp(v + 0.10 * (u / 0.6) ** 2, -0.33, -0.35)
-        band = _ramp(v + 0.10 * (u / 0.6) ** 2, -0.56, -0.55)
-        knit = 1 + (0.10 - 0.03 * band) * np.sin(np.arctan2(u, v + 1.6) * (150 - 30 * band)) + 0.04 * _noise(recipe.seed + 4, 1.5, 1.5)
+        dome = ramp(np.hypot(u / 0.535, (v + 0.34) / 0.60), 1.02, 0.99) * ramp(v + 0.10 * (u / 0.6) ** 2, -0.33, -0.35)
+        band = ramp(v + 0.10 * (u / 0.6) ** 2, -0.56, -0.55)
+        knit = 1 + (0.10 - 0.03 * band) * np.sin(np.arctan2(u, v + 1.6) * (150 - 30 * band)) + 0.04 * noise(recipe.seed + 4, 1.5, 1.5)
         light = 1.08 - 0.6 * (u / 0.56) ** 2 - 0.25 * np.exp(-0.5 * ((v + 0.10 * (u / 0.6) ** 2 + 0.57) / 0.015) ** 2) + 0.12 * band
         shadow = np.exp(-0.5 * ((v + 0.10 * (u / 0.6) ** 2 + 0.33) / 0.05) ** 2) * (np.abs(u) < 0.45)
-        picture = _over(
-            picture * (1 - 0.35 * _soft(shadow, 4))[..., None], np.asarray(recipe.beanie) * (knit * light)[..., None], _soft(dome, 1.2)
+        picture = over(
+            picture * (1 - 0.35 * soft(shadow, 4))[..., None], np.asarray(recipe.beanie) * (knit * light)[..., None], soft(dome, 1.2)
         )
     if recipe.scarf is not None:
         picture = _scarf(picture, recipe)
@@ -383,23 +243,23 @@ def _accessories(picture: np.ndarray, points: np.ndarray, recipe: Recipe) -> np.
 def _scarf(picture: np.ndarray, recipe: Recipe) -> np.ndarray:
     """A headscarf: fabric around the face and over neck and shoulders."""
     assert recipe.scarf is not None
-    u, v = _grid()
+    u, v = grid()
     opening = np.hypot(u / 0.40, (v - 0.045) / 0.475)
-    outer = np.minimum(np.hypot(u / 0.60, (v + 0.12) / 0.80), np.hypot(u / (0.52 + 0.5 * _ramp(v, 0.35, 1.1)), (v - 0.75) / 0.72))
-    fabric = _ramp(opening, 0.985, 1.015) * _ramp(outer, 1.01, 0.99)
+    outer = np.minimum(np.hypot(u / 0.60, (v + 0.12) / 0.80), np.hypot(u / (0.52 + 0.5 * ramp(v, 0.35, 1.1)), (v - 0.75) / 0.72))
+    fabric = ramp(opening, 0.985, 1.015) * ramp(outer, 1.01, 0.99)
     across = u + 0.25 * (v - 0.4)  # folds hang a little askew
-    folds = 0.07 * np.sin(opening * 13 + 3 * across + 1.6 * _noise(recipe.seed + 5, 45, 45)) + 0.05 * _noise(recipe.seed + 10, 10, 40)
+    folds = 0.07 * np.sin(opening * 13 + 3 * across + 1.6 * noise(recipe.seed + 5, 45, 45)) + 0.05 * noise(recipe.seed + 10, 10, 40)
     rim = 0.25 * np.exp(-0.5 * ((opening - 1.0) / 0.05) ** 2) - 0.20 * np.exp(-0.5 * ((opening - 1.17) / 0.04) ** 2)
     light = (
         0.98
         + folds
         - rim
         - 0.35 * (u / 0.9) ** 2
-        + 0.02 * _noise(recipe.seed + 6, 1, 1)
-        - 0.30 * _ramp(v, 0.45, 0.7) * np.exp(-((u / 0.35) ** 2))
+        + 0.02 * noise(recipe.seed + 6, 1, 1)
+        - 0.30 * ramp(v, 0.45, 0.7) * np.exp(-((u / 0.35) ** 2))
     )
     shade = 1 - 0.3 * np.exp(-0.5 * ((opening - 1.0) / 0.06) ** 2)  # on the face, next to the cloth
-    return _over(picture * shade[..., None], np.asarray(recipe.scarf) * light[..., None], _soft(fabric, 1.3))
+    return over(picture * shade[..., None], np.asarray(recipe.scarf) * light[..., None], soft(fabric, 1.3))
 
 
 def _glasses(picture: np.ndarray, at: np.ndarray, rgb: tuple[int, int, int]) -> np.ndarray:
@@ -412,11 +272,11 @@ def _glasses(picture: np.ndarray, at: np.ndarray, rgb: tuple[int, int, int]) -> 
     lines.append(np.stack([bridge_u, centres[0][1] - 0.03 - 0.015 * np.sin(np.linspace(0, np.pi, 12))], -1))
     lines.extend(np.array([c + np.array([s * 0.13, -0.04]), [s * 0.43, c[1] - 0.035]]) for c, s in zip(centres, (-1, 1), strict=True))
     for line in lines:
-        cv2.polylines(frame, [np.round(_px(line) * 16).astype(np.int32)], False, 1.0, 5, cv2.LINE_AA, 4)
-    shadow = np.roll(_soft(frame, 3), 5, axis=0)
-    glass = np.maximum(*(_polygon(line, 1) for line in lines[:2]))
-    picture = _over(picture * (1 - 0.25 * shadow)[..., None], (255, 255, 255), 0.05 * glass)
-    return _over(picture, rgb, _soft(frame, 0.8))
+        cv2.polylines(frame, [np.round(px(line) * 16).astype(np.int32)], False, 1.0, 5, cv2.LINE_AA, 4)
+    shadow = np.roll(soft(frame, 3), 5, axis=0)
+    glass = np.maximum(*(polygon(line, 1) for line in lines[:2]))
+    picture = over(picture * (1 - 0.25 * shadow)[..., None], (255, 255, 255), 0.05 * glass)
+    return over(picture, rgb, soft(frame, 0.8))
 
 
 # --- people -----------------------------------------------------------------------------------------------------------------
@@ -424,21 +284,21 @@ def _glasses(picture: np.ndarray, at: np.ndarray, rgb: tuple[int, int, int]) -> 
 
 def _invent(recipe: Recipe, photo: np.ndarray | None = None) -> np.ndarray:
     """Collins's head (`photo`: with another face on it), reshaped, repainted and dressed anew; uint8 RGB."""
-    image = _photo("collins") if photo is None else photo
-    points = _detect(image)
+    image = photograph("collins") if photo is None else photo
+    points = detect(image)
     layer = _head_layer(points, recipe)
-    image = _close_mouth(image, points)
+    image = close_mouth(image, points)
     head = _repaint(image, points, recipe, layer)
-    stacked = _push(np.dstack([head, 255 * layer]).astype(np.float32), recipe.brushes)
+    stacked = push(np.dstack([head, 255 * layer]).astype(np.float32), recipe.brushes)
     head, layer = stacked[..., :3], np.clip(stacked[..., 3] / 255, 0, 1)
-    points = _detect(np.clip(head, 0, 255).astype(np.uint8))
+    points = detect(np.clip(head, 0, 255).astype(np.uint8))
     head = _features(head, points, recipe)
-    skin_rgb = np.median(head[(np.hypot(*_grid()) < 0.25)], axis=0)
+    skin_rgb = np.median(head[(np.hypot(*grid()) < 0.25)], axis=0)
     picture = _clothes(_backdrop(recipe), recipe, skin_rgb)
     if recipe.scarf is not None:  # what shows between jaw and cloth is the cloth's own shadow
-        u, v = _grid()
-        picture = _over(picture, np.asarray(recipe.scarf) * 0.3, _ramp(np.hypot(u / 0.45, (v - 0.1) / 0.5), 1.0, 0.9))
-    picture = _accessories(_over(picture, head, layer), points, recipe)
+        u, v = grid()
+        picture = over(picture, np.asarray(recipe.scarf) * 0.3, ramp(np.hypot(u / 0.45, (v - 0.1) / 0.5), 1.0, 0.9))
+    picture = _accessories(over(picture, head, layer), points, recipe)
     image = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(image[:, ::-1]) if recipe.mirrored else image
 
@@ -447,9 +307,9 @@ def _transplant(face: str, head: str, share: float) -> np.ndarray:
     """The face of one photograph on the head of the other; the face's shape is `share` the face's own, the rest the head's."""
     from matplotlib.tri import LinearTriInterpolator, Triangulation
 
-    a, b = _photo(face), _photo(head)
-    a = _close_mouth(a, _detect(a))
-    pa, pb = _detect(a)[:468, :2].astype(np.float64), _detect(b)[:468, :2].astype(np.float64)
+    a, b = photograph(face), photograph(head)
+    a = close_mouth(a, detect(a))
+    pa, pb = detect(a)[:468, :2].astype(np.float64), detect(b)[:468, :2].astype(np.float64)
     inside = np.array([i for i in range(468) if i not in FACE_OVAL])
     want = pb.copy()
     want[inside] += share * (pa - pb)[inside] * 0.9
@@ -458,8 +318,8 @@ def _transplant(face: str, head: str, share: float) -> np.ndarray:
     source_x, source_y = (LinearTriInterpolator(mesh, p)(x, y).filled(0).astype(np.float32) for p in pa.T)
     warped = cv2.remap(a, source_x, source_y, cv2.INTER_CUBIC)
     oval = want[list(FACE_OVAL)]
-    mask = _polygon(((oval - oval.mean(0)) * [0.9, 0.92] + oval.mean(0) - CANVAS_PX / 2) / FACE_PX, 7)
-    return np.rint(_over(b.astype(np.float32), _like(warped, b, mask > 0.9), mask)).astype(np.uint8)
+    mask = polygon(((oval - oval.mean(0)) * [0.9, 0.92] + oval.mean(0) - CANVAS_PX / 2) / FACE_PX, 7)
+    return np.rint(over(b.astype(np.float32), _like(warped, b, mask > 0.9), mask)).astype(np.uint8)
 
 
 def _like(image: np.ndarray, model: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -473,16 +333,16 @@ def _like(image: np.ndarray, model: np.ndarray, where: np.ndarray) -> np.ndarray
 def _officer(recipe: Recipe) -> np.ndarray:
     """Collins's face in Hopper's cap and uniform, in another colour, before a wall; uint8 RGB."""
     image = _transplant("collins", "hopper", 0.7)
-    _, v = _grid()
+    _, v = grid()
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32)
     cloth = cv2.cvtColor(np.array([[recipe.cloth]], np.uint8), cv2.COLOR_RGB2LAB)[0, 0].astype(np.float32)
-    dark = _soft((lab[..., 0] < 70) & ((v > 0.45) | (v < -0.33)), 2.0)
+    dark = soft((lab[..., 0] < 70) & ((v > 0.45) | (v < -0.33)), 2.0)
     lab += (cloth + (lab - np.median(lab[dark > 0.9], axis=0)) * [1, 0.3, 0.3] - lab) * dark[..., None]
     rgb = cv2.cvtColor(np.clip(lab, 0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB)
-    stacked = _push(np.dstack([rgb, 255 * _matte("hopper") * _ramp(v, -1.09, -1.06)]).astype(np.float32), recipe.brushes)
-    picture = _over(_backdrop(recipe), stacked[..., :3], np.clip(stacked[..., 3] / 255, 0, 1))
+    stacked = push(np.dstack([rgb, 255 * matte("hopper") * ramp(v, -1.09, -1.06)]).astype(np.float32), recipe.brushes)
+    picture = over(_backdrop(recipe), stacked[..., :3], np.clip(stacked[..., 3] / 255, 0, 1))
     image = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
-    return np.clip(np.rint(_features(image.astype(np.float32), _detect(image), recipe)), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(_features(image.astype(np.float32), detect(image), recipe)), 0, 255).astype(np.uint8)
 
 
 _RECIPES = {
@@ -602,7 +462,7 @@ def demo_person(identity: str) -> DemoPerson:
     name, voice_hz, source = _ABOUT[identity]
     recipe = _RECIPES.get(identity)
     if recipe is None:
-        image = _photo(identity)
+        image = photograph(identity)
     elif identity == "ines":
         image = _officer(recipe)
     else:
@@ -615,5 +475,5 @@ def demo_person(identity: str) -> DemoPerson:
         provenance=f"invented: reshaped and repainted from the {source}" if recipe else source,
         voice_hz=voice_hz,
         image=image,
-        points=_detect(image),
+        points=detect(image),
     )

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from pipeline import demo_portraits
+from pipeline import demo_canvas, demo_portraits
 from pipeline.demo_clips import make_demo_clips, plan_clips
 from pipeline.demo_performance import SOUND_HZ, compose, mesh_points, voice
 from pipeline.demo_portraits import EXTRAS, PERFORMERS, demo_person
@@ -85,7 +85,7 @@ def test_the_manifests_name_every_file(folder: Path) -> None:
 
 
 def test_made_again_from_nothing_the_bytes_are_the_same(folder: Path, tmp_path: Path) -> None:
-    for made_once in (demo_person, demo_portraits._photo, demo_portraits._matte, demo_portraits._hair_of_collins):
+    for made_once in (demo_person, demo_canvas.photograph, demo_canvas.matte, demo_portraits._hair_of_collins):
         made_once.cache_clear()
     make_demo_clips(tmp_path, seconds=SECONDS, only=NAMES)
     files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
