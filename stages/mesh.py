@@ -18,24 +18,29 @@ IRIS_RIGHT, IRIS_LEFT = 468, 473  # their centres
 
 
 class _Network:
-    """A MediaPipe solution without the lines that it prints whenever it starts: when made, and at the first picture after a reset."""
+    """A MediaPipe solution without the lines that it prints while it starts, in threads of its own, until its first result.
+
+    So it is made, and reset, only when the next picture is there.
+    """
 
     def __init__(self, make: Any, **settings: Any) -> None:
-        with silent_stderr():
-            self._solution = make(**settings)
-        self._started = False
+        self._make = lambda: make(**settings)
+        self._solution: Any = None
+        self._fresh = True
 
     def reset(self) -> None:
-        with silent_stderr():
-            self._solution.reset()
-        self._started = False
+        self._fresh = True
 
     def process(self, rgb: np.ndarray) -> Any:
         picture = np.ascontiguousarray(rgb)
-        if self._started:
+        if not self._fresh:
             return self._solution.process(picture)
         with silent_stderr():
-            self._started = True
+            if self._solution is None:
+                self._solution = self._make()
+            else:
+                self._solution.reset()
+            self._fresh = False
             return self._solution.process(picture)
 
 
