@@ -30,7 +30,7 @@ BASE_FILES = {
 }
 RETARGETING_FILE = "retargeting_models/stitching_retargeting_module.pth"
 _RETARGETING_KEYS = {"stitching": "retarget_shoulder", "lip": "retarget_mouth", "eye": "retarget_eye"}
-_AGAIN = "download the file again from the LivePortrait release (huggingface.co/KlingTeam/LivePortrait, folder liveportrait)"
+_AGAIN = "download the file again from the LivePortrait release (by KwaiVGI, folder liveportrait)"
 
 
 def load_liveportrait(folder: Path, config: LivePortraitConfig | None = None) -> LivePortrait:
