@@ -108,7 +108,7 @@ def main() -> int:
                 last.append(result["regions"])
             ratios.append(last[1] / last[0])
     print(f"peak at 200 s / peak at 20 s: {ratios[0]:.2f} with clips of 10 s, {ratios[1]:.2f} with one clip of the whole length")
-    return ratios[0] > 1.1
+    return ratios[0] > 1.25  # allocators differ by a tenth from run to run
 
 
 if __name__ == "__main__":
