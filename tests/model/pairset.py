@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import skimage.data
+from sampleinfo import ANY_INFO
 
 from schemas.regions import REGIONS, Regions
 from schemas.sample import (
@@ -64,31 +65,7 @@ def video(path: Path, frames: np.ndarray) -> bytes:
     return path.read_bytes()
 
 
-INFO_TEMPLATE = SampleInfo(
-    key="",
-    clip="clip",
-    portrait="portrait",
-    performer="person-a",
-    appearance="person-b",
-    split="train",
-    generation=0,
-    source_digest="0",
-    source_first_frame=0,
-    source_last_frame=0,
-    source_fps=25.0,
-    licence="CC0-1.0",
-    consent="",
-    appearance_licence="CC0-1.0",
-    appearance_consent="",
-    generator="test",
-    generator_version=1,
-    clip_fingerprint="0",
-    driving_fingerprint="0",
-    frames=0,
-    fps=25,
-    size_px=SIZE_PX,
-    has_audio=False,
-)
+INFO_TEMPLATE = replace(ANY_INFO, size_px=SIZE_PX)
 
 
 def members_of(key: str, frames: int, scratch: Path) -> dict[str, bytes]:

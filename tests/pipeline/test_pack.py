@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from sampleinfo import ANY_INFO
 
 from pipeline.card import dataset_card
 from pipeline.pack import SampleFiles, pack
@@ -26,31 +27,7 @@ def sample(root: Path, name: str, split: str = "train", version: int = 0, sound:
         path = root / f"{key}.{version}.{member}"
         path.write_bytes(f"{name} {member} {version}".encode() * (kb * 70 if member == "target.mp4" else 1))
         files[member] = (path, file_digest(path))
-    info = SampleInfo(
-        key=key,
-        clip=f"clip-{name}",
-        portrait="p",
-        performer="a",
-        appearance="b",
-        split=split,
-        generation=0,
-        source_digest="",
-        source_first_frame=0,
-        source_last_frame=9,
-        source_fps=25.0,
-        licence="",
-        consent="",
-        appearance_licence="",
-        appearance_consent="",
-        generator="test",
-        generator_version=1,
-        clip_fingerprint="",
-        driving_fingerprint="",
-        frames=10,
-        fps=25,
-        size_px=64,
-        has_audio=sound,
-    )
+    info = dataclasses.replace(ANY_INFO, key=key, clip=f"clip-{name}", split=split, has_audio=sound)
     return SampleFiles(info, files, {"pose_error_deg": 1.0, "unknown": 2.0})
 
 

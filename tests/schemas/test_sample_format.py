@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sampleinfo import ANY_INFO
 
 from schemas.ids import content_digest
 from schemas.sample import (
@@ -34,28 +36,15 @@ from schemas.sample import (
 from schemas.video import decode_video
 from stages.encode import VideoWriter, encode_png
 
-INFO = SampleInfo(
-    key="0" * 20,
-    clip="c",
-    portrait="p",
+INFO = replace(
+    ANY_INFO,
     performer="Zoë",
     appearance='B "b"',
-    split="train",
-    generation=0,
-    source_digest="d",
     source_first_frame=3,
     source_last_frame=40,
     source_fps=29.97,
-    licence="",
-    consent="",
-    appearance_licence="",
-    appearance_consent="",
     generator="meshwarp",
-    generator_version=1,
-    clip_fingerprint="f",
-    driving_fingerprint="f",
     frames=32,
-    fps=25,
     size_px=128,
     has_audio=True,
 )
