@@ -142,6 +142,21 @@ def test_open_mouth_is_dark_inside(hopper: Portrait, astronaut: Portrait, mesh: 
     assert frame[y - 1 : y + 2, x - 1 : x + 2].mean() < 0.5 * frame[skin_y - 2 : skin_y + 3, skin_x - 2 : skin_x + 3].mean()
 
 
+def test_brows_rise_and_lips_widen_as_told(astronaut: Portrait, mesh: FaceMesh) -> None:
+    """What is neither pose, nor the mouth's gap, nor a lid: the expression that is left in the head's own frame."""
+    brows, lips = [70, 63, 105, 66, 107, 336, 296, 334, 293, 300], [*head.LIPS_OUTER, *head.LIPS_INNER]
+    shape, pose = own_shape(astronaut)
+    amount = 0.5 - 0.5 * np.cos(np.linspace(0, 12, 16))
+    told = np.repeat(shape[None], 16, 0)
+    told[:, brows, 1] -= 0.05 * amount[:, None]  # of the face's height
+    told[:, lips, 0] += 0.2 * amount[:, None] * (shape[lips, 0] - shape[lips, 0].mean())
+    many = head.Pose(*(np.repeat(x, 16, 0) for x in (pose.scale, pose.rotation, pose.translation)))
+    seen = look(perform(astronaut, many.apply(told), OPEN_LOOP), mesh)
+    inside = head.fit_pose(seen).invert(seen)
+    assert np.corrcoef(amount, -inside[:, brows, 1].mean(1))[0, 1] > 0.9
+    assert np.corrcoef(amount, inside[:, 291, 0] - inside[:, 61, 0])[0, 1] > 0.9
+
+
 def test_eyes_close_as_told_each_by_itself(astronaut: Portrait, mesh: FaceMesh) -> None:
     told = np.repeat(astronaut.points[None], 12, 0).copy()
     upper = {"right": (246, 161, 160, 159, 158, 157, 173), "left": (466, 388, 387, 386, 385, 384, 398)}
