@@ -10,7 +10,6 @@ CHECKPOINTS/step-000100/trainer.pt       optimizer, step, stream position; loads
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from model.portrait_dit import PortraitConfig, PortraitDiT
 from schemas.config import parse_config
+from schemas.files import flush_to_disk
 
 _LATEST, _BASE, _TEMPORAL, _CONFIG, _TRAINER = "latest", "transformer", "temporal.safetensors", "portrait.json", "trainer.pt"
 
@@ -119,25 +119,16 @@ class Checkpoints:
         partial.mkdir(parents=True)
         write(partial)
         for path in [*partial.rglob("*"), partial]:
-            _flush(path)
+            flush_to_disk(path)
         partial.replace(folder)
-        _flush(self.root)  # or a power cut could leave a pointer to a name that never reached the disk
+        flush_to_disk(self.root)  # or a power cut could leave a pointer to a name that never reached the disk
         pointer = self.root / f".{_LATEST}"
         pointer.write_text(folder.name)
-        _flush(pointer)
+        flush_to_disk(pointer)
         pointer.replace(self.root / _LATEST)
-        _flush(self.root)
+        flush_to_disk(self.root)
         step_of = {p: int(p.name.removeprefix("step-")) for p in self.root.glob("step-*")}
         past = sorted((p for p in step_of if step_of[p] <= step), key=lambda p: step_of[p])
         for stale in step_of.keys() - set(past[-self.keep :]):
             shutil.rmtree(stale)
         return folder
-
-
-def _flush(path: Path) -> None:
-    """To the disk, file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -68,8 +68,9 @@ def pack(folder: Path, samples: Sequence[SampleFiles], *, max_mb: int, seed: int
     card = dataset_card(folder.name, rows).encode()
     if not (folder / "README.md").is_file() or (folder / "README.md").read_bytes() != card:
         write_atomic(folder / "README.md", card)
+    published = {r["tar"] for r in rows}
     for path in folder.glob("*.tar"):  # old tars go last, so that a reader of either index finds its files
-        if path.name not in {r["tar"] for r in rows}:
+        if path.name not in published:
             path.unlink()
     return index
 

@@ -41,7 +41,6 @@ REASONS: dict[str, str] = {
     "pose_error": "the driving video's head pose strays from the target's",
     "geometry": "the driving head's place or size strays from the target's",
     "lost_driving_face": "no face was found in some frames of the driving video",
-    "withdrawn": "an identity in it was withdrawn",
     "partner_gone": "its clip or its portrait is not accepted any more, or both are one person now",
     "timeout": "the unit took longer than its time limit",
     "worker_died": "the unit's worker died under it",

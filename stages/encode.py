@@ -57,10 +57,17 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        if exc[0] is None and self.frames:
+    def close(self) -> None:
+        """Ends the file."""
+        if self.frames:
             self._container.mux(self._stream.encode(None))
         self._container.close()
+
+    def __exit__(self, *exc: object) -> None:
+        if exc[0] is None:
+            self.close()
+        else:
+            self._container.close()
 
 
 def encode_flac(sound: np.ndarray, path: Path) -> None:

@@ -133,19 +133,19 @@ class Faces:
             found = self._mesh(picture)
             same = found is not None and (not points or self._near(points[-1], found))
             if writer is not None and not same:
-                writer.__exit__(None)
+                writer.close()
                 yield name, begin, np.stack(points), np.array(lumas)
                 writer, points, lumas = None, [], []
             if found is None:
                 continue
             if writer is None:
                 name, begin = next(names), k
-                writer = VideoWriter(out.path(name), self.fps, self.size_px).__enter__()
+                writer = VideoWriter(out.path(name), self.fps, self.size_px)
             writer.write(picture)
             points.append(found)
             lumas.append(face_luma(picture, found))
         if writer is not None:
-            writer.__exit__(None)
+            writer.close()
             yield name, begin, np.stack(points), np.array(lumas)
 
     def _near(self, before: np.ndarray, now: np.ndarray) -> bool:

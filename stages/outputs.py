@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from schemas.files import flush_to_disk
 from schemas.ids import file_digest
 
 
@@ -35,8 +35,7 @@ class Outputs:
     def seal(self, name: str) -> str:
         """Flushes a written file to the disk and returns its digest."""
         path = self.path(name)
-        with path.open("rb") as f:
-            os.fsync(f.fileno())
+        flush_to_disk(path)
         self.digests[name] = file_digest(path)
         return self.digests[name]
 
@@ -50,11 +49,7 @@ class Outputs:
         if not (self.root / self.folder).is_dir():
             return  # a stage without files
         for folder in [Path(self.folder), *Path(self.folder).parents]:
-            handle = os.open(self.root / folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            flush_to_disk(self.root / folder)
 
     def drop(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)

@@ -87,7 +87,7 @@ def test_everything_is_on_the_disk_before_it_has_a_name(tmp_path: Path, monkeypa
         events.append(f"named {Path(target).name}")
         return replace_path(self, target)
 
-    monkeypatch.setattr(checkpoint, "_flush", lambda path: events.append(path.name))
+    monkeypatch.setattr(checkpoint, "flush_to_disk", lambda path: events.append(path.name))
     monkeypatch.setattr(Path, "replace", named)
     root = tmp_path / "root"
     Checkpoints(root, keep=1).save(6, content("six"))
