@@ -15,7 +15,7 @@ from stages.head import LEFT_EYE, LIPS_OUTER, NOSE, RIGHT_EYE, fit_pose
 from stages.media import decode
 from stages.mesh import FaceMesh
 from stages.outputs import Outputs
-from stages.quality import score
+from stages.quality import PictureFaults, score
 from stages.reenact import DRIVING
 
 REGIONS_FILE, CONTROLS_FILE = "regions.npz", "controls.npz"
@@ -58,7 +58,7 @@ class RegionFinder:
 class RegionsStage:
     """Driving video -> region outlines, control arrays and pair scores, all from the frames as they were encoded."""
 
-    name, version = "regions", 1
+    name, version = "regions", 2
 
     def __init__(self) -> None:
         self._find = RegionFinder()
@@ -67,10 +67,11 @@ class RegionsStage:
         """Writes regions.npz and controls.npz; returns the pair's scores."""
         clip = driving.pair.clip
         target, _ = read_track(out.root / clip.folder / clip.file(TRACK))
-        points, regions = self._find(frame.rgb for frame in decode(out.root / driving.folder / DRIVING))
+        faults = PictureFaults()
+        points, regions = self._find(faults.watch(frame.rgb for frame in decode(out.root / driving.folder / DRIVING)))
         out.write(REGIONS_FILE, regions.encode())
         out.write(CONTROLS_FILE, encode_controls(target, points, pose_matrices(target), pose_matrices(points)))
-        return score(target, points), []
+        return faults.scores() | score(target, points), []
 
 
 def pose_matrices(points: np.ndarray) -> np.ndarray:

@@ -8,10 +8,11 @@ import pytest
 from schemas.outcomes import REASONS
 from schemas.regions import REGIONS
 from stages.head import LEFT_EYE, LIPS_OUTER, NOSE, RIGHT_EYE, Pose, canonical, mirror_map, rotation_of
-from stages.quality import NOT_MEASURED, QualityGates, correlation, decide, score
+from stages.quality import NOT_MEASURED, PictureFaults, QualityGates, correlation, decide, score
 from stages.regions import outline, pose_matrices
 
 GATES = QualityGates()
+FINE = {"black_frames": 0.0, "clipped_frames": 0.0}
 T = 60
 
 
@@ -27,12 +28,12 @@ def performance() -> np.ndarray:
 
 
 def reason(driving: np.ndarray) -> str:
-    return decide(score(performance(), driving), GATES).reason
+    return decide(FINE | score(performance(), driving), GATES).reason
 
 
 def test_a_perfect_driving_video_is_accepted() -> None:
     scores = score(performance(), performance())
-    assert decide(scores, GATES).accepted
+    assert decide(FINE | scores, GATES).accepted
     assert scores["mouth_correlation"] == pytest.approx(1) and scores["eye_correlation"] == pytest.approx(1)
     assert scores["size_ratio"] == pytest.approx(1) and scores["centre_offset"] == pytest.approx(0, abs=1e-6)
 
@@ -69,6 +70,44 @@ def lost(points: np.ndarray, frames: int) -> np.ndarray:
 def test_a_planted_fault_is_named(fault, expected: str) -> None:
     assert reason(fault(performance())) == expected
     assert expected in REASONS
+
+
+def turned_far() -> np.ndarray:
+    pose = Pose(np.full(T, 110.0), rotation_of(np.array([[66.0, 0, 0]] * T)), np.full((T, 3), 128.0))
+    return pose.apply(canonical()).astype(np.float32)
+
+
+def test_a_head_that_turns_too_far_is_named() -> None:
+    scores = FINE | score(turned_far(), turned_far())
+    assert scores["yaw_extreme_deg"] == pytest.approx(66, abs=0.1)
+    assert decide(scores, GATES).reason == "pose_range"
+    assert decide(scores, QualityGates(max_yaw_deg=70)).accepted
+
+
+def plain(level: int) -> np.ndarray:
+    return np.full((64, 64, 3), level, np.uint8)
+
+
+def studio() -> np.ndarray:
+    """A grey head before a white wall, in a black coat."""
+    picture = plain(255)
+    picture[16:40, 20:44] = np.random.default_rng(0).integers(60, 200, (24, 24, 3))
+    picture[40:] = 0
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [(plain(0), "black_frames"), (plain(12), "black_frames"), (plain(255), "clipped_frames"), (plain(128), ""), (studio(), "")],
+)
+def test_frames_that_are_no_picture_are_named(fault: np.ndarray, expected: str) -> None:
+    faults = PictureFaults()
+    frames = [studio(), fault, studio(), studio()]
+    assert list(faults.watch(frames)) == frames
+    scores = faults.scores()
+    assert scores["black_frames"] == 0.25 * (expected == "black_frames")
+    assert decide(scores | score(performance(), performance()), GATES).reason == expected
+    assert expected == "" or expected in REASONS
 
 
 def test_one_lost_frame_of_sixty_is_borne() -> None:
