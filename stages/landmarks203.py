@@ -15,7 +15,7 @@ from stages.liveportrait_crop import POINTS_203, crop_by_landmarks, landmark_par
 
 LANDMARKS_FILE = "landmark.onnx"
 _SIDE = 224
-_REMEDY = f"take {LANDMARKS_FILE} (115 MB, sha256 31d22a50...) from the folder liveportrait/ of the LivePortrait release again, or remove it"
+_REMEDY = f"take liveportrait/{LANDMARKS_FILE} (115 MB) from the LivePortrait release again, or remove the file"
 
 
 class Landmarks203:
