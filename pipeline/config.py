@@ -9,6 +9,7 @@ from schemas.ids import fingerprint
 from stages.faces import Faces, FacesConfig
 from stages.gates import FaceGates
 from stages.ingest import Ingest, IngestConfig
+from stages.liveportrait_settings import MOTION_WEIGHTS, VERSION, LivePortraitConfig
 from stages.meshwarp import MeshWarp, MeshWarpConfig
 from stages.portraits import Portraits
 from stages.quality import QualityGates
@@ -23,8 +24,13 @@ class VideoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReenactorConfig:
-    engine: Literal["meshwarp"] = "meshwarp"
+    engine: Literal["meshwarp", "liveportrait"] = "meshwarp"
+    models: str = ""  # folder with liveportrait's weights; `crosspair models check` says what belongs there
+    landmarks: str = ""  # LivePortrait's landmark.onnx, for the crops; by default the one in `models`, else the face mesh serves
+    digests: dict[str, str] = field(default_factory=dict)  # role -> sha256: pins; the run fills in those of the files that it uses
+    allow_untrained: bool = False  # ship whatever the networks draw: for trying the machinery with weights that are not trained
     meshwarp: MeshWarpConfig = field(default_factory=MeshWarpConfig)
+    liveportrait: LivePortraitConfig = field(default_factory=LivePortraitConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +51,18 @@ class ShardsConfig:
 class RayConfig:
     address: str | None = None  # null: a Ray of our own on this machine, stopped at the end
     workers: int = 0  # per stage; 0: one per CPU
+    workers_per_gpu: int = 2  # of a stage that runs on GPUs: two keep one busy while frames are encoded
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
     unit_s: float = 900.0  # a unit that takes longer is stopped, native code included
     attempts: int = 2  # before an error is final, and before a unit that kills its worker is quarantined
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsConfig:
+    allow_non_commercial: bool = True  # False: a run that would use weights licensed for research only stops before it starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +83,24 @@ class RunConfig:
     shards: ShardsConfig = field(default_factory=ShardsConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
 
     def __post_init__(self) -> None:
         if self.video.size_px % 16 or self.video.size_px < 64:
             raise ValueError(f"video.size_px is {self.video.size_px}; it must be a multiple of 16, at least 64")
         if self.video.fps < 1 or self.pairs.per_clip < 1 or self.shards.max_mb < 1:
             raise ValueError("video.fps, pairs.per_clip and shards.max_mb must be at least 1")
-        if self.limits.attempts < 1 or self.limits.unit_s <= 0 or self.faces.survey_every < 1 or self.ray.workers < 0:
-            raise ValueError("limits.attempts and faces.survey_every must be at least 1, limits.unit_s above 0, ray.workers not below")
+        if (
+            self.limits.attempts < 1
+            or self.limits.unit_s <= 0
+            or self.faces.survey_every < 1
+            or self.ray.workers < 0
+            or self.ray.workers_per_gpu < 1
+        ):
+            at_least_1 = "limits.attempts, faces.survey_every and ray.workers_per_gpu must be at least 1"
+            raise ValueError(f"{at_least_1}, limits.unit_s above 0, ray.workers not below")
+        if self.reenactor.engine == "liveportrait" and not self.reenactor.models:
+            raise ValueError("reenactor.models: liveportrait needs a folder with its weights; `crosspair models list` says which")
         if not self.set_name.replace("_", "").replace("-", "").isalnum():
             raise ValueError(f"shards.name becomes a folder's name: letters, digits, - and _ only, not {self.shards.name!r}")
         if not self.splits or min(self.splits.values()) < 0 or abs(sum(self.splits.values()) - 1) > 1e-6:
@@ -93,16 +115,25 @@ class RunConfig:
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
     """Stage name -> fingerprint: what its outputs depend on besides the unit."""
-    video, engine = config.video, config.reenactor
+    video, engine = config.video, config.reenactor.engine
     ingest = fingerprint(Ingest.name, Ingest.version, config.ingest)
     crop = {"faces": _fields(config.faces), "fps": video.fps, "size_px": video.size_px}
     faces = fingerprint(Faces.name, Faces.version, crop, upstream=ingest)
     portraits = fingerprint(Portraits.name, Portraits.version, crop)
-    settings = _fields(getattr(engine, engine.engine))
-    motion = fingerprint(f"motion/{engine.engine}", MeshWarp.version, settings, upstream=faces)
-    reenact = fingerprint(f"reenact/{engine.engine}", MeshWarp.version, settings, upstream=motion + portraits)
+    version, seen, drawn, weights = _engine(config.reenactor)
+    of_motion = tuple(d for role, d in weights.items() if role in MOTION_WEIGHTS)
+    motion = fingerprint(f"motion/{engine}", version, seen, weights=of_motion, upstream=faces)
+    reenact = fingerprint(f"reenact/{engine}", version, drawn, weights=tuple(weights.values()), upstream=motion + portraits)
     regions = fingerprint(RegionsStage.name, RegionsStage.version, {}, upstream=reenact)
     return {"ingest": ingest, "faces": faces, "portraits": portraits, "motion": motion, "reenact": reenact, "regions": regions}
+
+
+def _engine(reenactor: ReenactorConfig) -> tuple[int, dict, dict, dict[str, str]]:
+    """Version, settings that motion depends on, settings that frames depend on, digests of weights by role."""
+    if reenactor.engine == "meshwarp":
+        settings = _fields(reenactor.meshwarp)
+        return MeshWarp.version, settings, settings, {}
+    return VERSION, reenactor.liveportrait.motion_settings(), reenactor.liveportrait.render_settings(), reenactor.digests
 
 
 def _fields(config: object) -> dict:

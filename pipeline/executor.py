@@ -16,6 +16,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.config import RayConfig, RunConfig
+from pipeline.engine import on_gpu
 from pipeline.worker import OUTCOME, ROW, StageWorker
 from stages.quiet import silent_stderr
 
@@ -70,19 +71,23 @@ def run_graph(
     workers = max(1, min(config.ray.workers or int(ray.cluster_resources().get("CPU", 1)), len(rows)))
     # A user's cluster may grow when it is asked to; what is there at the start says nothing.
     grows = config.ray.address is not None and not config.ray.workers
-    pool = ActorPoolStrategy(min_size=1, max_size=min(len(rows), _MAX_WORKERS)) if grows else ActorPoolStrategy(size=workers)
     _configure_ray_data()
     session = uuid.uuid4().hex[:8]
     step = max(1, min(_ROWS_A_BLOCK, len(rows) // (4 * workers)))
     blocks = [pa.Table.from_pylist(list(rows[i : i + step]), schema=ROW) for i in range(0, len(rows), step)]
     graph = ray.data.from_arrow(blocks)
     for names in chain:
+        gpus = 1 / config.ray.workers_per_gpu if on_gpu(names, config) else 0
+        size = workers
+        if gpus:  # more than there is room for would wait for ever
+            size = max(1, min(size, int(ray.cluster_resources().get("GPU", 0) / gpus)))
         graph = graph.map_batches(
             StageWorker,
             batch_format="pyarrow",
-            batch_size=None,
-            compute=pool,
+            batch_size=step if gpus else None,  # Ray wants a number for operators on GPUs
+            compute=ActorPoolStrategy(min_size=1, max_size=min(len(rows), _MAX_WORKERS)) if grows else ActorPoolStrategy(size=size),
             num_cpus=0.9 / len(chain),
+            num_gpus=gpus or None,
             fn_constructor_args=(str(root), config, names, session),
         )
     counts: Counter[tuple[str, str]] = Counter()

@@ -14,6 +14,7 @@ import yaml
 from pipeline import tables
 from pipeline.books import Summary, list_run, save_outcomes, save_prepared, summarise
 from pipeline.config import RunConfig, fingerprints
+from pipeline.engine import on_this_cluster, with_weights
 from pipeline.executor import cluster, run_graph
 from pipeline.ledger import Ledger, sweep
 from pipeline.pack import pack
@@ -26,7 +27,7 @@ from schemas.outcomes import Outcome
 from schemas.units import SourceFile
 
 STEPS = ("prepare", "plan", "generate", "pack")
-_RECORDED = ("ray", "torch", "numpy", "av", "mediapipe", "opencv-contrib-python", "onnxruntime", "pyarrow", "imageio-ffmpeg", "scenedetect")
+_RECORDED = ("ray", "torch", "numpy", "av", "mediapipe", "opencv-contrib-python", "pyarrow", "imageio-ffmpeg", "scenedetect")
 
 
 class Watcher(Protocol):
@@ -47,6 +48,7 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         raise ValueError(f"--until {until}: one of {', '.join(STEPS)}")
     root = (base / config.run).absolute()
     with exclusive(root):
+        config = with_weights(config, base, scratch=root / "models", say=watcher.say)
         # Of sessions that were killed; this process alone holds the run now.
         Ledger(root).close_attempts()
         clear_temporaries(root)
@@ -67,6 +69,7 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
 def _write_run_file(root: Path, config: RunConfig, watcher: Watcher) -> None:
     """run.yaml; warns where libraries differ from those that the run began with."""
     versions: dict[str, str] = {name: importlib.metadata.version(name) for name in _RECORDED}
+    versions |= {d.name: d.version for name in ("onnxruntime", "onnxruntime-gpu") for d in importlib.metadata.distributions(name=name)}
     if (root / "run.yaml").is_file():
         began = read_run_file(root).get("versions", {})
         changed = [f"{n} {began[n]} -> {v}" for n, v in versions.items() if began.get(n, v) != v]
@@ -143,15 +146,16 @@ def _generate(root: Path, config: RunConfig, prepared: Prepared, watcher: Watche
     planned = tables.load_pairs(root)
     state = read_generated(root, config, prepared, planned)
     motion = state.due_motion()
+    if motion or state.due():
+        start()
+        config = on_this_cluster(config, watcher.say)
     if motion:
         watcher.step("motion", len(motion))
-        start()
         run_graph(motion, (("motion",),), root, config, watcher.unit)
         state = read_generated(root, config, prepared, planned)
     due = state.due()
     watcher.step("generate", len(due))
     if due:
-        start()
         run_graph(due, (("reenact",), ("regions",)), root, config, watcher.unit)
         state = read_generated(root, config, prepared, planned)
     if due or motion:

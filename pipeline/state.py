@@ -16,7 +16,7 @@ from pipeline.config import RunConfig, fingerprints
 from pipeline.ledger import Ledger, Record
 from pipeline.plan import PlannedPair
 from pipeline.worker import file_state, row
-from schemas.outcomes import Outcome, Verdict
+from schemas.outcomes import ACCEPTED, Outcome, Verdict
 from schemas.units import Clip, Driving, Pair, PortraitUnit, Shot, SourceFile
 from stages import gates, quality
 from stages.portraits import portrait_of_clip
@@ -230,6 +230,7 @@ def read_generated(root: Path, config: RunConfig, prepared: Prepared, planned: S
     motion, reenact, regions = (ledger.read(stage, prints[stage]) for stage in ("motion", "reenact", "regions"))
     ids = {p.pair for p in planned}
     done = {u: r for u, r in regions.items() if u in ids and r.outcome == Outcome.DONE}
+    anything = config.reenactor.allow_untrained
     return Generated(
         planned=list(planned),
         clips={c.id: c for c in prepared.accepted_clips},
@@ -237,5 +238,5 @@ def read_generated(root: Path, config: RunConfig, prepared: Prepared, planned: S
         motion=motion,
         reenact=reenact,
         regions=regions,
-        verdicts={u: quality.decide(r.data, config.quality) for u, r in done.items()},
+        verdicts={u: ACCEPTED if anything else quality.decide(r.data, config.quality) for u, r in done.items()},
     )

@@ -21,6 +21,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from pipeline.config import RunConfig, fingerprints
+from pipeline.engine import build_engine
 from pipeline.ledger import LedgerWriter, Record
 from schemas.outcomes import Outcome, Rejection
 from schemas.units import Clip, Driving, Pair, Shot, SourceFile
@@ -85,10 +86,9 @@ def build_stage(name: str, config: RunConfig) -> Callable[..., tuple[dict[str, A
         from stages.regions import RegionsStage
 
         return RegionsStage()
-    from stages.meshwarp import MeshWarp
     from stages.reenact import MotionStage, Reenact
 
-    engine = MeshWarp(config.reenactor.meshwarp)
+    engine = build_engine(config)
     return MotionStage(engine) if name == "motion" else Reenact(engine, fingerprints(config)["reenact"])
 
 

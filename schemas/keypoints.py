@@ -119,10 +119,14 @@ def relative_motion(source: HeadMotion, driving: HeadMotion, *, anchor: int = 0)
     )
 
 
-def image_motion(source: HeadMotion, driving: HeadMotion, neutral_exp: np.ndarray) -> HeadMotion:
-    """`source` (one frame) with the expression of a single picture, as far as it differs from a neutral one (K, 3). The pose stays."""
-    assert len(source) == len(driving) == 1
-    return replace(source, exp=source.exp + (driving.exp - neutral_exp))
+def image_motion(source: HeadMotion, driving: HeadMotion, neutral_exp: np.ndarray | float = 0.0) -> HeadMotion:
+    """`source` (one frame) with the expressions of pictures, as far as they differ from a neutral one (K, 3). The pose stays.
+
+    LivePortrait's code has a constant for the neutral expression, no component of which is above 0.015.
+    """
+    assert len(source) == 1, f"{len(source)} source frames"
+    still = HeadMotion(*(np.repeat(getattr(source, name), len(driving), 0) for name in ("kp", "rotation", "exp", "scale", "t")))
+    return replace(still, exp=still.exp + (driving.exp - neutral_exp))
 
 
 def expression_friendly(x_s: np.ndarray, x_d: np.ndarray) -> np.ndarray:

@@ -78,6 +78,7 @@ class MeshWarp:
     """Implements stages.reenact.Reenactor."""
 
     name, version = "meshwarp", 1
+    ran_on = "cpu"
 
     def __init__(self, config: MeshWarpConfig | None = None) -> None:
         self.config = config or MeshWarpConfig()

@@ -60,6 +60,7 @@ class Reenactor(Protocol):
 
     name: str
     version: int
+    ran_on: str  # cpu or cuda, for the record
 
     def appearance(self, portrait: Portrait) -> Any:
         """Once per identity. Raises schemas.outcomes.Rejection for a portrait it cannot use."""
@@ -87,7 +88,7 @@ class MotionStage:
         """Writes motion.npz."""
         motion = self._engine.motion(view_of(clip, out.root))
         out.write(MOTION, motion.encode())
-        return {"frames": clip.frames}, []
+        return {"frames": clip.frames, "ran_on": self._engine.ran_on}, []
 
 
 class Reenact:
@@ -118,7 +119,7 @@ class Reenact:
             generator_version=self._engine.version,
             fingerprint=self._fingerprint,
         )
-        return {"frames": writer.frames}, [driving]
+        return {"frames": writer.frames, "ran_on": self._engine.ran_on}, [driving]
 
     def _appearance(self, portrait: PortraitUnit, root: Path) -> Any:
         """Computed once per identity and worker, and kept while it is in use."""

@@ -1,0 +1,248 @@
+"""The LivePortrait engine: its geometry with a renderer that can be trusted, its modes, guards and batches.
+
+The public weights are not to be had here, and random ones draw noise. So that geometry can be seen, `KnownHeads` stands where the graphs
+stand: it reads keypoints off the face mesh, each person's with a size and an origin of their own, as the network's are, and
+draws with the mesh warp what the keypoints ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from faceclips import moving_face
+
+from schemas.keypoints import HeadMotion, absolute_motion
+from schemas.motion import Motion
+from schemas.outcomes import Rejection
+from stages import head
+from stages.liveportrait import LivePortrait
+from stages.liveportrait_crop import Crop
+from stages.liveportrait_graphs import Rendered
+from stages.liveportrait_settings import LivePortraitConfig
+from stages.mesh import FaceMesh
+from stages.meshwarp import MeshWarp, MeshWarpConfig, motion_from_points
+from stages.quality import score
+from stages.reenact import ClipView, Portrait
+
+SIZE_PX, FRAMES = 384, 40
+_KEYPOINTS = (1, 4, 6, 10, 33, 46, 61, 93, 105, 127, 133, 152, 168, 195, 263, 276, 291, 323, 334, 356, 362)
+
+
+def normalised(points: np.ndarray, side: int) -> np.ndarray:
+    """Points (..., 3) in px as in a picture's -1..1."""
+    return (points.astype(float) + np.array([0.5, 0.5, 0])) * 2 / side - np.array([1, 1, 0])
+
+
+def pixels(points: np.ndarray, side: int) -> np.ndarray:
+    return (points + np.array([1, 1, 0])) * side / 2 - np.array([0.5, 0.5, 0])
+
+
+class KnownHeads:
+    """As stages.liveportrait_graphs.LivePortraitGraphs, for faces that MediaPipe finds."""
+
+    side = 256
+
+    def __init__(
+        self, *, size_bias: float = 1.0, shift_px: tuple[float, float] = (0.0, 0.0), broken_frame: int = -1, one_person: bool = False
+    ) -> None:
+        self._mesh = FaceMesh(static=True)
+        self._size_bias, self._shift_px, self._broken_frame = size_bias, np.array(shift_px), broken_frame
+        self._one_person = one_person
+        self.drawn = 0
+
+    def motion(self, pictures: Sequence[np.ndarray], batch: int) -> HeadMotion:
+        points = np.stack([p for p in map(self._mesh, pictures) if p is not None])
+        assert len(points) == len(pictures)
+        is_b = len(points) == 1 or self._one_person  # a portrait is looked at alone
+        size, origin = (1.15, np.array([0.05, -0.1, 0.1])) if is_b else (0.9, np.array([0.0, 0.1, 0.0]))
+        pose = head.fit_pose(normalised(points, self.side))
+        kp = head.canonical()[list(_KEYPOINTS)] / size - origin
+        t = pose.translation + (pose.scale * size)[:, None] * (origin @ pose.rotation)
+        frames = len(points)
+        return HeadMotion(np.repeat(kp[None], frames, 0), pose.rotation, np.zeros((frames, len(kp), 3)), pose.scale * size, t)
+
+    def appearance(self, picture: np.ndarray) -> Any:
+        points = self._mesh(picture)
+        assert points is not None
+        return Portrait(picture, points)
+
+    def render(self, volume: Portrait, x_s: np.ndarray, x_d: np.ndarray, batch: int) -> Rendered:
+        assert len(x_d) <= batch
+        side = len(volume.image)
+        moved = head.fit_pose(x_d, shape=x_s[0], weights=np.ones(x_s.shape[1]))
+        mesh = normalised(volume.points, side)
+        points = pixels(replace(moved, scale=moved.scale * self._size_bias).apply(mesh), side)
+        points[..., :2] += self._shift_px
+        engine = MeshWarp(MeshWarpConfig(calibration_rounds=0, smoothing_frames=0, centre_smoothing_frames=0))
+        frames = np.stack(list(engine.render(engine.appearance(volume), motion_from_points(points, 25.0, side, engine.config))))
+        finite = self.drawn + np.arange(len(x_d)) != self._broken_frame
+        self.drawn += len(x_d)
+        return Rendered(frames, finite)
+
+    def stitch(self, x_s: np.ndarray, x_d: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.zeros((len(x_d), x_d[0].size)), np.full((len(x_d), 2), [0.25, 0.0])], 1)
+
+
+def engine_with(graphs: KnownHeads, tmp_path: Any, **settings: Any) -> LivePortrait:
+    engine = LivePortrait(LivePortraitConfig(**settings), tmp_path)
+    engine._graphs = graphs  # type: ignore[assignment]
+    return engine
+
+
+@pytest.fixture(scope="module")
+def clip() -> ClipView:
+    """A: a face that sways and comes nearer."""
+    frames = list(moving_face("astronaut", FRAMES, wh=(SIZE_PX, SIZE_PX), face_px=150))
+    points, found = FaceMesh().track(frames)
+    assert found.all()
+    return ClipView(frames=lambda: iter(frames), points=points, fps=25.0, size_px=SIZE_PX)
+
+
+@pytest.fixture(scope="module")
+def portrait() -> Portrait:
+    """B, framed otherwise than A."""
+    picture = next(moving_face("hopper", 1, wh=(512, 512), face_px=230))
+    points = FaceMesh(static=True)(picture)
+    assert points is not None
+    return Portrait(picture, points)
+
+
+def perform(engine: LivePortrait, portrait: Portrait, clip: ClipView) -> tuple[list[np.ndarray], Motion]:
+    b = engine.appearance(portrait)
+    motion = Motion.decode(engine.motion(clip).encode())
+    return list(engine.render(b, motion)), motion
+
+
+def seen(frames: list[np.ndarray]) -> np.ndarray:
+    return FaceMesh().track(frames)[0]
+
+
+# --- geometry
+
+
+@pytest.mark.parametrize(("size_bias", "shift_px"), [(1.0, (0.0, 0.0)), (0.93, (14.0, -9.0)), (1.06, (-10.0, 6.0))])
+def test_b_s_head_lies_on_a_s_whatever_the_networks_think_of_sizes(tmp_path, clip, portrait, size_bias, shift_px) -> None:
+    engine = engine_with(KnownHeads(size_bias=size_bias, shift_px=shift_px), tmp_path)
+    frames, _ = perform(engine, portrait, clip)
+    assert len(frames) == FRAMES and frames[0].shape == (SIZE_PX, SIZE_PX, 3) and frames[0].dtype == np.uint8
+    scores = score(clip.points, seen(frames))
+    assert scores["lost_frames"] == 0
+    assert abs(scores["size_ratio"] - 1) < 0.02 and scores["centre_offset"] < 0.02, scores
+    assert scores["pose_error_deg"] < 6, scores
+    follows = head.face_boxes(seen(frames))[:, :2] - head.face_boxes(clip.points)[:, :2]
+    assert np.abs(follows - follows.mean(0)).max() < 0.03 * SIZE_PX  # frame by frame, not only on average
+
+
+def test_without_a_look_at_drawn_frames_a_renderer_s_own_error_stays(tmp_path, clip, portrait) -> None:
+    graphs = KnownHeads(size_bias=0.93, shift_px=(14.0, -9.0))
+    frames, _ = perform(engine_with(graphs, tmp_path, calibration_frames=0), portrait, clip)
+    assert graphs.drawn == FRAMES
+    scores = score(clip.points, seen(frames))
+    assert scores["size_ratio"] == pytest.approx(0.93, abs=0.03)
+
+
+def test_a_driven_by_herself_keeps_her_keypoints(tmp_path, clip) -> None:
+    """x_d = x_s where the portrait is a frame of the clip."""
+    frame = next(iter(clip.frames()))
+    engine = engine_with(KnownHeads(one_person=True), tmp_path, calibration_frames=0)
+    b = engine.appearance(Portrait(frame, clip.points[0]))
+    still = ClipView(frames=lambda: iter([frame] * 3), points=np.repeat(clip.points[:1], 3, 0), fps=25.0, size_px=SIZE_PX)
+    x_d = engine.keypoints(b, engine.motion(still))
+    np.testing.assert_allclose(x_d, np.repeat(b.x_s, 3, 0), atol=0.02)
+
+
+def test_place_and_size_equal_a_slow_reference(tmp_path, clip, portrait) -> None:
+    """Point by point: B's mesh carried by the motion algebra must have, over the clip, A's median size and A's centres."""
+    engine = engine_with(KnownHeads(), tmp_path, calibration_frames=0)
+    b, motion = engine.appearance(portrait), engine.motion(clip)
+    x_d = engine.keypoints(b, motion)
+    mesh = normalised(portrait.points, 512)
+    boxes = []
+    for frame in x_d:
+        moved = head.fit_pose(frame[None], shape=b.x_s[0], weights=np.ones(len(frame))).apply(mesh)
+        boxes.append(head.face_boxes(pixels(moved, SIZE_PX))[0])
+    target = head.face_boxes(clip.points)
+    assert np.median(head.face_size(np.array(boxes))) == pytest.approx(np.median(head.face_size(target)), rel=0.01)
+    centres = (np.array(boxes)[:, :2] + np.array(boxes)[:, 2:] - target[:, :2] - target[:, 2:]) / 2
+    assert np.abs(centres).max() < 0.02 * SIZE_PX and np.abs(centres.mean(0)).max() < 1.0
+
+
+# --- modes
+
+
+def test_relative_motion_begins_where_b_is(tmp_path, clip, portrait) -> None:
+    engine = engine_with(KnownHeads(), tmp_path, mode="relative")
+    b, motion = engine.appearance(portrait), engine.motion(clip)
+    x_d = engine.keypoints(b, motion)
+    np.testing.assert_allclose(x_d[0], b.x_s[0], atol=1e-6)
+    assert np.ptp(x_d, axis=0).max() > 0.02
+
+
+def test_image_motion_keeps_b_s_pose(tmp_path, clip, portrait) -> None:
+    engine = engine_with(KnownHeads(), tmp_path, mode="image")
+    b = engine.appearance(portrait)
+    np.testing.assert_allclose(engine.keypoints(b, engine.motion(clip)), np.repeat(b.x_s, FRAMES, 0), atol=1e-6)  # no expression, no change
+
+
+def test_stitching_moves_what_the_network_says(tmp_path, clip, portrait) -> None:
+    plain, stitched = (engine_with(KnownHeads(), tmp_path, mode="relative", stitching=on) for on in (False, True))
+    b, motion = plain.appearance(portrait), plain.motion(clip)
+    moved = stitched.keypoints(b, motion) - plain.keypoints(b, motion)
+    per_unit = b.crop.to_picture(np.array([[1.0, 0, 0]]), b.side) - b.crop.to_picture(np.zeros((1, 3)), b.side)
+    np.testing.assert_allclose(moved, np.broadcast_to(0.25 * per_unit, moved.shape), atol=1e-9)
+
+
+def test_smoothing_calms_and_keeps_rotations(tmp_path, clip) -> None:
+    raw = engine_with(KnownHeads(), tmp_path).motion(clip).arrays
+    calm = engine_with(KnownHeads(), tmp_path, smoothing_frames=2.0).motion(clip).arrays
+    assert np.abs(np.diff(calm["t"], 2, axis=0)).mean() < 0.5 * np.abs(np.diff(raw["t"], 2, axis=0)).mean()
+    product = calm["rotation"] @ calm["rotation"].swapaxes(1, 2)
+    np.testing.assert_allclose(product, np.broadcast_to(np.eye(3), product.shape), atol=1e-5)
+
+
+# --- guards and streaming
+
+
+def test_a_frame_that_is_not_finite_rejects_the_pair(tmp_path, clip, portrait) -> None:
+    engine = engine_with(KnownHeads(broken_frame=21), tmp_path, calibration_frames=0)
+    with pytest.raises(Rejection, match="frame 21 of 40") as caught:
+        perform(engine, portrait, clip)
+    assert caught.value.reason == "not_finite" and caught.value.scores == {"first_bad_frame": 21.0}
+
+
+def test_another_engine_s_motion_is_refused(tmp_path, clip, portrait) -> None:
+    engine = engine_with(KnownHeads(), tmp_path)
+    with pytest.raises(ValueError, match="meshwarp"):
+        next(engine.render(engine.appearance(portrait), motion_from_points(clip.points, 25.0, SIZE_PX)))
+
+
+def test_frames_are_drawn_as_they_are_read(tmp_path, clip, portrait) -> None:
+    graphs = KnownHeads()
+    engine = engine_with(graphs, tmp_path, calibration_frames=0, batch=4)
+    frames: Iterator[np.ndarray] = engine.render(engine.appearance(portrait), engine.motion(clip))
+    next(frames)
+    assert graphs.drawn <= 8  # one batch in hand, one coming
+    assert sum(1 for _ in frames) == FRAMES - 1 and graphs.drawn == FRAMES
+
+
+def test_a_template_is_small(tmp_path, clip) -> None:
+    assert len(engine_with(KnownHeads(), tmp_path).motion(clip).encode()) / FRAMES < 1500  # bytes a frame
+
+
+def test_absolute_motion_takes_a_s_scale_and_the_original_s_mode_does_not() -> None:
+    rng = np.random.default_rng(0)
+    one = HeadMotion(rng.normal(size=(1, 21, 3)), np.eye(3)[None], rng.normal(size=(1, 21, 3)), np.array([2.0]), np.zeros((1, 3)))
+    other = replace(one, scale=np.array([3.0]))
+    assert absolute_motion(one, other).scale == 3.0 and absolute_motion(one, other, scale="source").scale == 2.0
+
+
+def test_a_crop_survives_its_template(tmp_path, clip) -> None:
+    arrays = Motion.decode(engine_with(KnownHeads(), tmp_path).motion(clip).encode()).arrays
+    crop = Crop(arrays["crop"], int(arrays["crop_side"][0]))
+    corner = crop.to_picture_px(np.array([0.0, 0.0]))
+    assert crop.matrix.dtype == np.float64 and cv2.norm(corner) < 2 * SIZE_PX
