@@ -24,7 +24,7 @@ _OUTPUTS: dict[str, tuple[str, ...]] = {
     "stitching": ("output",),
     "eye": ("output",),
     "lip": ("output",),
-    "landmark": ("output",),
+    "landmark": (),  # found by their shape: their names are the exporter's
 }
 _AGAIN = "export it again with `crosspair models export`, or download it again"
 
@@ -54,19 +54,21 @@ def open_graph(path: Path, role: str, *, thorough: bool = False) -> GraphFacts:
         model = onnx.load(path, load_external_data=False)
     except Exception as e:  # protobuf's and onnx's own
         raise ValueError(f"{path}: expected an ONNX file; truncated, or another kind of file: {_AGAIN}") from e
-    if not model.graph.node:
-        raise ValueError(f"{path}: expected an ONNX file; it is empty, or another kind of file: {_AGAIN}")
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if not model.graph.node or not opset:  # both stand in every file; what is cut off between two fields still parses
+        raise ValueError(f"{path}: expected an ONNX file; truncated, empty, or another kind of file: {_AGAIN}")
     if any(node.op_type == "GridSample3D" for node in model.graph.node):
         raise ValueError(
             f"{path}: its operator GridSample3D exists only in a TensorRT plugin (the public warping_spade-fix.onnx); "
             f"take warping_spade.onnx of the same release"
         )
-    beside = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
+    tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
+    beside = {e.value for t in tensors for e in t.external_data if e.key == "location"}
     if beside:  # its digest would not say what it computes
         raise ValueError(f"{path}: keeps its weights in another file ({', '.join(sorted(beside))}); save it as one file, or {_AGAIN}")
     initialised = {t.name for t in model.graph.initializer}
     facts = GraphFacts(
-        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+        opset=opset,
         inputs={i.name: _shape(i) for i in model.graph.input if i.name not in initialised},
         outputs={o.name: _shape(o) for o in model.graph.output},
         made_by=next((p.value for p in model.metadata_props if p.key == "crosspair.format"), ""),

@@ -24,7 +24,14 @@ DigestState = Literal["known", "listed", "unknown", "wrong", ""]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One file, expected or met. `digest` is known: as published; listed: as SHA256SUMS says; wrong: not so; unknown: neither."""
+    """One file, expected or met.
+
+    Attributes:
+        file: as the catalogue names it, or under the models folder.
+        size_bytes, published_bytes: of the file, and of the one that was published under its name.
+        digest: known: as published; listed: as SHA256SUMS says; wrong: not as SHA256SUMS says; unknown: neither published nor listed.
+        next: what to do, or why nothing; empty where there is nothing to say.
+    """
 
     role: str
     file: str
@@ -32,6 +39,7 @@ class Row:
     path: Path | None
     state: State
     size_bytes: int | None
+    published_bytes: int | None
     sha256: str
     digest: DigestState
     licence: str
@@ -165,11 +173,12 @@ def _row(there: Folder, weight: Weight, path: Path | None, broken: dict[Path, st
         checked = "wrong" if path in broken else "known" if known else "listed" if path in listed else "unknown"
     return Row(
         role=weight.role,
-        file=str(path.relative_to(there.root)) if path else weight.file,
+        file=weight.file if path is None or weight.layout in ("official", "onnx") else str(path.relative_to(there.root)),
         layout=weight.layout,
         path=path,
         state=state,
         size_bytes=path.stat().st_size if path else None,
+        published_bytes=weight.size_bytes,
         sha256=there.sha256(path) if path else "",
         digest=checked,
         licence=weight.licence if checked in ("known", "") else f"{weight.licence} as published",
@@ -187,9 +196,7 @@ def _next(weight: Weight, path: Path | None, state: State, checked: DigestState)
     if is_pointer(path):
         return POINTER
     if checked == "unknown":
-        size = path.stat().st_size
-        published = f" (published: {weight.size_bytes:,} bytes, this file: {size:,})" if weight.size_bytes not in (None, size) else ""
-        return f"not as published{published}: another export, your own weights, or a damaged download; if you downloaded it, do so again"
+        return "a digest that we do not know: another export, your own weights, or a damaged download. If you downloaded it, do so again"
     return ""
 
 
@@ -197,7 +204,7 @@ def _other_row(path: Path, broken: str, why: str) -> Row:
     is_file = path.is_file()
     return Row(
         role="", file=path.name, layout="unused", path=path, state="unused", size_bytes=path.stat().st_size if is_file else None,
-        sha256=sha256_of(path) if broken else "", digest="wrong" if broken else "", licence="", next=broken or why,
+        published_bytes=None, sha256=sha256_of(path) if broken else "", digest="wrong" if broken else "", licence="", next=broken or why,
     )  # fmt: skip
 
 

@@ -6,13 +6,13 @@ ONNX graphs are used as they stand. Official .pth files are exported once, into 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.catalogue import CATALOGUE, NETWORKS, OTHERS, SUMS, Layout, of_layout, sha256_of
+from pipeline.catalogue import NETWORKS, OTHERS, SUMS, Layout, of_layout, sha256_of
 from pipeline.graphs import of_one_model, open_graph
 from pipeline.models_folder import LIST, POINTER, Folder, is_pointer, read_sums
 from pipeline.storage import write_atomic
@@ -32,28 +32,21 @@ class Weights:
 
     Attributes:
         folder: holds the ONNX graphs under the catalogue's names.
-        graphs: role -> file of that folder (landmark: of the user's).
         digests: role -> sha256 of the file that the user brought; of exported graphs, of the .pth files, and `export`, how they were made.
-        sources: the user's files, for `catalogue.forbid_non_commercial`.
+        sources: the files that the user brought, for `catalogue.forbid_non_commercial`.
     """
 
     folder: Path
     layout: Layout
-    graphs: dict[str, Path]
     digests: dict[str, str]
     sources: tuple[Path, ...]
-
-    @property
-    def prints(self) -> tuple[str, ...]:
-        """For a stage's fingerprint. With the role: two files that change places are another model."""
-        return tuple(f"{role}={value}" for role, value in sorted(self.digests.items()))
 
 
 def resolve(
     folder: Path,
     *,
     scratch: Path,
-    networks: Iterable[str] = NETWORKS,
+    networks: Collection[str] = NETWORKS,
     side: int = 256,
     precision: Precision = "fp32",
     say: Callable[[str], None] = lambda _: None,
@@ -63,30 +56,38 @@ def resolve(
     Args:
         folder: the user's models folder; never written to.
         scratch: takes exports, each in a folder named by what it is made of.
-        networks: roles of the catalogue's onnx layout that the run needs, and landmark where it does.
+        networks: roles of the catalogue's onnx layout that the run needs.
         side, precision: of exports; ONNX graphs are used as they stand.
         say: gets a sentence before an export, which takes a minute.
 
     Raises:
         ValueError: a file that is missing, damaged, of another network, or not as SHA256SUMS says; what was expected, and the remedy.
     """
-    there, wanted = Folder(folder), list(networks)
-    _not_animals(there)
-    there.keep_promises()
-    landmark = _landmark(there) if "landmark" in wanted else {}
-    wanted = [role for role in wanted if role != "landmark"]
-    if there.layout == "onnx":
-        return _as_they_stand(there, wanted, landmark)
-    sources = official_sources(there)
-    settings = _settings(side, precision)
-    out = scratch / digest("export", *(f"{role}={path_digest}" for role, path_digest in sources.items()), settings)
+    there = Folder(folder)
+    ready = ready_without_export(there, networks)
+    if ready is not None:
+        return ready
+    sources, settings = official_sources(there), _settings(side, precision)
+    out = scratch / digest("export", *(f"{role}={sha256}" for role, sha256 in sources.items()), settings)
     if _complete(out) is None:
         say(f"{there.base('official')}: exporting LivePortrait to ONNX in {out}; this takes a minute, and is kept")
         _export(there, out, side=side, precision=precision)
-    graphs = {role: out / of_layout("onnx")[role].file for role in wanted}
-    digests = {**sources, "export": settings, **{role: there.sha256(path) for role, path in landmark.items()}}
-    paths = tuple(there.base("official") / w.file for w in of_layout("official").values())
-    return Weights(folder=out, layout="official", graphs=graphs | landmark, digests=digests, sources=(*paths, *landmark.values()))
+    files = tuple(there.base("official") / w.file for w in of_layout("official").values())
+    return Weights(folder=out, layout="official", digests={**sources, "export": settings}, sources=files)
+
+
+def ready_without_export(there: Folder, networks: Collection[str] = NETWORKS) -> Weights | None:
+    """What a run would use; None where it would export the official .pth files, which are all there.
+
+    Raises:
+        ValueError: as `resolve`, but for what shows only when .pth files are loaded.
+    """
+    _not_animals(there)
+    there.keep_promises()
+    if there.layout == "onnx":
+        return _as_they_stand(there, networks)
+    official_sources(there)
+    return None
 
 
 def _not_animals(there: Folder) -> None:
@@ -95,25 +96,17 @@ def _not_animals(there: Folder) -> None:
         raise ValueError(f"{there.root}: {why}")
 
 
-def _landmark(there: Folder) -> dict[str, Path]:
-    weight = of_layout("optional")["landmark"]
-    path = there.find(weight)
-    if path is None:
-        raise ValueError(f"{there.root / weight.file}: not found, and this run needs it: {weight.what}. Take it from {weight.origin}")
-    open_graph(path, "landmark")
-    return {"landmark": path}
-
-
-def _as_they_stand(there: Folder, wanted: list[str], landmark: dict[str, Path]) -> Weights:
+def _as_they_stand(there: Folder, networks: Collection[str]) -> Weights:
     base, known = there.base("onnx"), of_layout("onnx")
-    missing = [known[role].file for role in wanted if not (base / known[role].file).is_file()]
+    missing = [known[role].file for role in networks if not (base / known[role].file).is_file()]
     if missing:
-        fixed = f"; {w.file} cannot serve: {w.advice}" if (w := of_layout("refused")["warping_spade"]) and there.find(w) else ""
-        instead = ". Or take the other .onnx files away, so that the .pth files are used" if _has_official(there) else ""
+        official = any(there.find(w) for w in of_layout("official").values())
+        instead = ". Or take the other .onnx files away, so that the .pth files are used" if official else ""
+        origin = known[NETWORKS[0]].origin
         raise ValueError(
-            f"{base}: {', '.join(missing)} not found beside the other ONNX graphs. Take it from {known[wanted[0]].origin}{fixed}{instead}"
+            f"{base}: {', '.join(missing)} not found beside the other ONNX graphs. Take it from {origin}{instead}{_cannot_serve(there)}"
         )
-    graphs = {role: base / known[role].file for role in wanted}
+    graphs = {role: base / known[role].file for role in networks}
     record = _complete(base, there.sha256)
     if record is not None:  # our own export: it says of what it was made, so that exporting beforehand changes no fingerprint
         digests = record_digests(record)
@@ -123,12 +116,14 @@ def _as_they_stand(there: Folder, wanted: list[str], landmark: dict[str, Path]) 
             for path in graphs.values():
                 _no_pointer(path)
             of_one_model({role: open_graph(path, role) for role, path in graphs.items()}, base)
-    digests |= {role: there.sha256(path) for role, path in landmark.items()}
-    return Weights(folder=base, layout="onnx", graphs=graphs | landmark, digests=digests, sources=(*graphs.values(), *landmark.values()))
+    return Weights(folder=base, layout="onnx", digests=digests, sources=tuple(graphs.values()))
 
 
-def _has_official(there: Folder) -> bool:
-    return any(there.find(w) for w in CATALOGUE if w.layout == "official")
+def _cannot_serve(there: Folder) -> str:
+    """Of files that people take for those that are missing."""
+    refused = {w.file: w.advice for w in of_layout("refused").values() if there.find(w)}
+    others = {path.name: why for path, why in there.others().items()}
+    return "".join(f". {name} cannot serve: {why}" for name, why in (refused | others).items())
 
 
 def _no_pointer(path: Path) -> None:
@@ -141,10 +136,8 @@ def official_sources(there: Folder) -> dict[str, str]:
     base, weights = there.base("official"), of_layout("official")
     missing = [w.file for w in weights.values() if not (base / w.file).is_file()]
     if missing:
-        hints = "".join(f"; {path.name} cannot serve: {why}" for path, why in there.others().items())
-        refused = [w for w in CATALOGUE if w.layout == "refused" and there.find(w)]
-        hints += "".join(f"; {w.file} cannot serve: {w.advice}" for w in refused)
-        raise ValueError(f"{base}: {', '.join(missing)} not found. Expected LivePortrait's .pth files or ONNX graphs; {LIST}{hints}")
+        expected = f"Expected LivePortrait's .pth files or ONNX graphs: {LIST}"
+        raise ValueError(f"{base}: {', '.join(missing)} not found. {expected}{_cannot_serve(there)}")
     for weight in weights.values():
         _no_pointer(base / weight.file)
     return {role: there.sha256(base / w.file) for role, w in weights.items()}
@@ -165,7 +158,7 @@ def export(folder: Path, out: Path, *, side: int = 256, precision: Precision = "
     record = _complete(out) if out.is_dir() else None
     if record is not None and record_digests(record) == {**sources, "export": settings}:
         return record
-    others = [p.name for p in out.iterdir() if p.name not in _export_names() and ".tmp-" not in p.name] if out.is_dir() else []
+    others = [p.name for p in out.iterdir() if not _is_ours(p)] if out.is_dir() else []
     if record is not None or others:
         held = "another export" if record is not None else f"other files ({', '.join(sorted(others)[:3])})"
         raise ValueError(f"{out}: holds {held}; name a new folder, or empty it")
@@ -181,8 +174,7 @@ def _export(there: Folder, out: Path, *, side: int, precision: Precision) -> dic
 
     sources, base = official_sources(there), there.base("official")
     networks = load_liveportrait(base)
-    out.mkdir(parents=True, exist_ok=True)
-    for path in (p for p in out.iterdir() if p.name in _export_names() or ".tmp-" in p.name):
+    for path in [p for p in out.iterdir() if _is_ours(p)] if out.is_dir() else []:
         path.unlink()
     paths = export_liveportrait(networks, out, side=side, precision=precision)
     for path in paths:
@@ -205,6 +197,11 @@ def _export(there: Folder, out: Path, *, side: int, precision: Precision) -> dic
 
 def _export_names() -> set[str]:
     return {*(w.file for w in of_layout("onnx").values()), EXPORT_FILE, SUMS}
+
+
+def _is_ours(path: Path) -> bool:
+    """What an export writes, its temporary files included."""
+    return path.name in _export_names() or ".tmp-" in path.name
 
 
 def _complete(out: Path, sha256: Callable[[Path], str] = sha256_of) -> dict[str, Any] | None:
