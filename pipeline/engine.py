@@ -48,6 +48,12 @@ def with_weights(config: RunConfig, base: Path, *, scratch: Path, say: Callable[
     return replace(config, reenactor=ready)
 
 
+def frame_seconds(stage: str, config: RunConfig) -> float:
+    """What a unit may take for each frame of its clip, beyond limits.unit_s: full-width networks draw one in about 10 s of a CPU core."""
+    slow = config.reenactor.engine == "liveportrait" and not on_gpu([stage], config)
+    return {"motion": 5.0, "reenact": 60.0}.get(stage, 0.0) if slow else 0.0
+
+
 def on_gpu(names: Sequence[str], config: RunConfig) -> bool:
     """Whether an operator with these stages asks for a share of a GPU."""
     settings = config.reenactor

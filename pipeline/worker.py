@@ -21,7 +21,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from pipeline.config import RunConfig, fingerprints
-from pipeline.engine import build_engine
+from pipeline.engine import build_engine, frame_seconds
 from pipeline.ledger import LedgerWriter, Record
 from schemas.outcomes import Outcome, Rejection
 from schemas.units import Clip, Driving, Pair, Shot, SourceFile
@@ -123,7 +123,7 @@ class StageWorker:
             fields: dict[str, Any] = {
                 "outcome": Outcome.QUARANTINED,
                 "reason": "worker_died",
-                "message": f"killed its worker, or took longer than limits.unit_s = {self._config.limits.unit_s:.0f} s, {deaths} times",
+                "message": f"killed its worker, or took longer than its {self._seconds(stage, spec):.0f} s (limits.unit_s), {deaths} times",
                 "attempts": deaths,
             }
         else:
@@ -145,13 +145,13 @@ class StageWorker:
 
     def _attempt(self, stage: str, spec: Any, first: int) -> tuple[dict[str, Any], list[Any]]:
         """Runs the stage, again after an error while attempts are left; (fields of the record, children)."""
-        limits = self._config.limits
+        limits, seconds = self._config.limits, self._seconds(stage, spec)
         fields: dict[str, Any] = {}
         for attempt in range(first, limits.attempts + 1):
             folder = f"artifacts/{stage}/{spec.id[:2]}/{spec.id}/{self._fingerprints[stage][:8]}-{uuid.uuid4().hex[:8]}"
-            out = Outputs(self._root, folder, limits.unit_s)
+            out = Outputs(self._root, folder, seconds)
             # A Python timer cannot fire while native code holds the interpreter; this one ends the process.
-            faulthandler.dump_traceback_later(limits.unit_s, exit=True, file=sys.__stderr__ or 2)
+            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
             try:
                 data, children = self._stage(stage)(spec, out)
                 out.flush()
@@ -176,6 +176,12 @@ class StageWorker:
                 faulthandler.cancel_dump_traceback_later()
             out.discard()
         return fields, []
+
+    def _seconds(self, stage: str, spec: Any) -> float:
+        """What a unit may take: frames that are drawn by large networks on a CPU are counted."""
+        clip = spec.clip if isinstance(spec, Pair) else spec
+        frames = clip.frames if isinstance(clip, Clip) else 0
+        return self._config.limits.unit_s + frames * frame_seconds(stage, self._config)
 
     def _stage(self, name: str) -> Callable[..., tuple[dict[str, Any], list[Any]]]:
         if name not in self._stages:

@@ -198,3 +198,26 @@ def test_deaths_and_hangs_on_ray_cost_only_their_units(tmp_path: Path, monkeypat
     }
     assert sum(counts.values()) == len(seen) == len(units)
     assert not list((tmp_path / "ledger/ingest/open").iterdir())
+
+
+def test_frames_that_a_cpu_draws_slowly_are_given_their_time(tmp_path: Path) -> None:
+    from pipeline.config import ReenactorConfig
+    from schemas.units import Clip, Pair, PortraitUnit
+    from stages.liveportrait_settings import LivePortraitConfig
+
+    nothing: dict[str, Any] = {"content": "", "folder": "", "digests": {}, "scores": {}}
+    clip = Clip(
+        **nothing, id="c", shot="", source=source("x"), track=0, first_frame=0, last_frame=9, source_fps=25, frames=250, fps=25, size_px=64,
+        crop=(0, 0, 64), still_frame=0, has_audio=False, still_scores={},
+    )  # fmt: skip
+    portrait = PortraitUnit(**nothing, id="p", source=source("y"), clip="", size_px=64, image="", track="", frame=0)
+    pair = Pair(id="q", clip=clip, portrait=portrait, motion_folder="")
+
+    def seconds(reenactor: ReenactorConfig, stage: str, spec: Any) -> float:
+        run_config = RunConfig(run="run", clips="clips", reenactor=reenactor)
+        return StageWorker(str(tmp_path), run_config, (stage,), "s")._seconds(stage, spec)
+
+    cpu = ReenactorConfig(engine="liveportrait", models="m", liveportrait=LivePortraitConfig(provider="cpu"))
+    cuda = ReenactorConfig(engine="liveportrait", models="m", liveportrait=LivePortraitConfig(provider="cuda"))
+    assert seconds(ReenactorConfig(), "reenact", pair) == seconds(cuda, "reenact", pair) == seconds(cpu, "regions", pair) == 900
+    assert seconds(cpu, "reenact", pair) > 250 * 20 and seconds(cpu, "motion", clip) > 900
