@@ -12,12 +12,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.cli_models import models_app
 from pipeline.watch import ConsoleWatcher
 from schemas.outcomes import Outcome
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split(":")[0] if __doc__ else None
 )
+app.add_typer(models_app, name="models", help="Weights: what is expected where, digests, licences, and export to ONNX.")
 console = Console(highlight=False, soft_wrap=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="a config file (YAML)")]

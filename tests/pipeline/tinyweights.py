@@ -7,22 +7,12 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import TensorProto, helper
+from tinyportrait import TINY
 
-from model.liveportrait import AppearanceConfig, LivePortrait, LivePortraitConfig, MotionConfig
-from model.liveportrait_generator import GeneratorConfig
-from model.liveportrait_warping import WarpingConfig
+from model.liveportrait import LivePortrait
 from model.liveportrait_weights import BASE_FILES, RETARGETING_FILE
 
 SIDE = 32  # of the pictures that TINY takes, px
-TINY = LivePortraitConfig(
-    appearance=AppearanceConfig(width=4, volume_channels=3, volume_depth=4, blocks=1),
-    motion=MotionConfig(depths=(1, 1), dims=(4, 8)),
-    warping=WarpingConfig(
-        volume_channels=3, volume_depth=4, out_channels=8, compress=2, hourglass_width=3, hourglass_max=6, hourglass_levels=2
-    ),
-    generator=GeneratorConfig(in_channels=8, out_channels=4, middle_blocks=1, spade_hidden=6),
-)
-
 Values = dict[str, tuple[int | str, ...]]
 GRAPHS: dict[str, tuple[Values, Values]] = {  # the public files, at TINY's sizes
     "appearance_feature_extractor.onnx": ({"img": (1, 3, 32, 32)}, {"output": (1, 3, 4, 8, 8)}),
