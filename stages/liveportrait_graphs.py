@@ -101,14 +101,15 @@ class LivePortraitGraphs:
         """Driving keypoints (N, K, 3), N at most `batch`, from one source's volume and keypoints (1, K, 3); padded to `batch`."""
         graph = self._graph(RENDER, ["feature_3d", "kp_driving", "kp_source"])
         source = np.ascontiguousarray(x_s, np.float32)
+        sound = np.isfinite(x_d).all((1, 2))  # of what goes in: ReLU makes zeros of NaN
         results = []
         for driving in _padded(list(x_d.astype(np.float32)), graph.batch("kp_driving", batch)):
             given: dict[str, Value] = {"feature_3d": volume, "kp_driving": np.stack(driving), "kp_source": source}
             results.append(graph.run(given))
         out = np.concatenate([r["out"] for r in results])[: len(x_d)]
         if out.dtype == np.uint8:
-            return Rendered(out, np.isfinite(np.concatenate([r["mean"] for r in results])[: len(x_d)]))
-        finite = np.isfinite(out).all((1, 2, 3))
+            return Rendered(out, sound & np.isfinite(np.concatenate([r["mean"] for r in results])[: len(x_d)]))
+        finite = sound & np.isfinite(out).all((1, 2, 3))
         frames = np.clip(np.nan_to_num(out).transpose(0, 2, 3, 1) * 255 + 0.5, 0, 255).astype(np.uint8)
         return Rendered(frames, finite)
 
@@ -132,8 +133,9 @@ class Graph:
         self.path, self._device = path, "cuda" if provider == CUDA else "cpu"
         exact = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}  # half precision is a choice, made when exporting
         providers: list[Any] = [(CUDA, exact), CPU] if provider == CUDA else [CPU]
+        model = readable(path)
         try:
-            self._session = ort.InferenceSession(readable(path), options, providers=providers)
+            self._session = ort.InferenceSession(model, options, providers=providers)
         except Exception as e:  # ONNX Runtime raises classes of its own that have nothing else in common
             raise ValueError(f"{path}: ONNX Runtime cannot open it ({str(e).splitlines()[0][:200]}); {_AGAIN}") from e
         if provider == CUDA and CUDA not in self._session.get_providers():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from model.liveportrait import AppearanceConfig, LivePortraitConfig, MotionConfig
+import torch
+from torch import nn
+
+from model.liveportrait import AppearanceConfig, LivePortrait, LivePortraitConfig, MotionConfig
 from model.liveportrait_generator import GeneratorConfig
 from model.liveportrait_warping import WarpingConfig
 
@@ -14,3 +17,17 @@ TINY = LivePortraitConfig(
     ),
     generator=GeneratorConfig(in_channels=8, out_channels=4, middle_blocks=2, spade_hidden=6),
 )
+
+
+def lively(seed: int, config: LivePortraitConfig = TINY) -> LivePortrait:
+    """Random networks, in evaluation mode, whose pictures follow the keypoints: PyTorch's own initialisation draws the same for all."""
+    torch.manual_seed(seed)
+    net = LivePortrait(config).eval()
+    for name, value in net.named_parameters():
+        if value.dim() > 2 and name.endswith("weight"):
+            nn.init.kaiming_normal_(value)
+        elif name.endswith("conv.bias") or name.endswith("compress.bias"):
+            nn.init.zeros_(value)
+    with torch.no_grad():
+        net.warping.dense_motion_network.mask.weight *= 5
+    return net
