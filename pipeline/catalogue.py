@@ -58,7 +58,7 @@ NETWORKS = ("appearance", "motion", "warping_spade", "stitching")  # what a run 
 _KWAI = "KwaiVGI's LivePortrait on Hugging Face"
 _FASTER = "warmshao's FasterLivePortrait on Hugging Face, or `crosspair models export`"
 _BUFFALO = "InsightFace's model pack buffalo_l"
-_MESH_INSTEAD = "no run needs it: the face mesh's 478 points take its place; delete it unless something else uses it"
+_MESH_INSTEAD = "not needed: the face mesh's 478 points take its place; delete it unless something else uses it"
 
 
 def _official(role: str, file: str, what: str, size_bytes: int, digest: str) -> Weight:
@@ -120,8 +120,8 @@ CATALOGUE: tuple[Weight, ...] = (
                  "df5c06b8a0c12e422b2ed8947b8869faa4105387f199c477af038aa01f9a45cc"),
     _insightface("genderage", "genderage.onnx", "InsightFace's guess of gender and age", 1_322_532,
                  "4fde69b1c810857b88c64a335084f1c3fe8f01246c9a191b48c7bb756d6652fb"),
-    _insightface("detector", "retinaface_det_static.onnx", "InsightFace's face detector, in FasterLivePortrait's folder"),
-    _insightface("landmark106", "face_2dpose_106_static.onnx", "InsightFace's 106 points of a face, in FasterLivePortrait's folder"),
+    _insightface("detector", "retinaface_det_static.onnx", "det_10g, as FasterLivePortrait has it"),
+    _insightface("landmark106", "face_2dpose_106_static.onnx", "2d106det, as FasterLivePortrait has it"),
 )  # fmt: skip
 
 # folders and patterns that hold weights of which no run can make use, and why

@@ -19,20 +19,20 @@ from pipeline.models_folder import Folder, Row, survey
 models_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 ModelsPath = Annotated[Path, typer.Argument(metavar="DIR", help="a models folder")]
 
-_WIDE = 110  # columns from which on a row has room for a sentence; below, that goes under the file's name
+_WIDE = 125  # columns from which on every row has room for its sentence; below, that goes under the file's name
 _TITLES: dict[Layout, str] = {
     "official": "official .pth files",
     "onnx": "ONNX graphs",
     "optional": "optional",
     "refused": "refused",
-    "unused": "known, and never needed",
+    "unused": "known, and not needed",
 }
 _HEADINGS: dict[Layout, str] = {
     "official": "Either the official .pth files, which a run exports once. From {origin}, into {folders}:",
     "onnx": "Or ONNX graphs, which are used as they stand. From {origin}, into {folders}:",
     "optional": "Optional, beside either. From {origin}:",
     "refused": "Refused:",
-    "unused": "Known, and never needed. From {origin}:",
+    "unused": "Known, and not needed. From {origin}:",
 }
 
 
@@ -62,8 +62,10 @@ def check(folder: ModelsPath) -> None:
         some = [row for row in rows if row.layout == layout]
         if some:
             where = f" in {there.base(layout)}" if layout in ("official", "onnx") else ""
-            console.print(f"{title}{where}", style="bold", markup=False, soft_wrap=True)
-            cells = [(row.file, [row.state, _size(row.size_bytes), row.digest], row.licence) for row in some]
+            licences = {row.licence for row in some}
+            licence = f", {licences.pop()}" if len(licences) == 1 else ""  # once for all
+            console.print(f"{title}{where}{licence}", style="bold", markup=False, soft_wrap=True)
+            cells = [(row.file, [row.state, _size(row.size_bytes), row.digest], "" if licence else row.licence) for row in some]
             console.print(_table(console, ["file", "state", "size", "digest"], cells, "licence"), "")
     opened, problems = _open(there)
     for line in opened:
@@ -86,6 +88,7 @@ def export(
     from pipeline.weights import export as export_weights
 
     console = Console(highlight=False, soft_wrap=True)
+    console.print(f"exporting {folder} to {to}; this takes a minute", markup=False)
     record = export_weights(folder, to, side=side, precision=precision)
     for name in record["graphs"]:
         console.print(f"{to / name}: {_size((to / name).stat().st_size)}", markup=False)
@@ -135,7 +138,7 @@ def _is_news(row: Row) -> bool:
 def _with_sizes(row: Row) -> str:
     if row.digest != "unknown" or row.published_bytes in (None, row.size_bytes):
         return row.file
-    return f"{row.file} ({_size(row.size_bytes)}, published: {_size(row.published_bytes)})"
+    return f"{row.file} ({row.size_bytes:,} bytes, published: {row.published_bytes:,})"
 
 
 def _verdict(folder: Path, problems: list[str]) -> str:
@@ -159,10 +162,11 @@ def _table(console: Console, header: list[str], rows: list[tuple[str, list[str],
     table.add_column(header[0], overflow="fold")
     for name in header[1:]:
         table.add_column(name, no_wrap=not wide)
-    if wide:
+    if wide and any(sentence for _, _, sentence in rows):
         table.add_column(last)
     for file, cells, sentence in rows:
-        table.add_row(file, *cells, sentence) if wide else table.add_row(f"{file}\n  {sentence}", *cells)
+        below = "" if wide or not sentence else f"\n  {sentence}"
+        table.add_row(file + below, *cells, *([sentence] if len(table.columns) > len(header) else []))
     return table
 
 

@@ -26,7 +26,6 @@ _OUTPUTS: dict[str, tuple[str, ...]] = {
     "lip": ("output",),
     "landmark": (),  # found by their shape: their names are the exporter's
 }
-_AGAIN = "export it again with `crosspair models export`, or download it again"
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,14 @@ def open_graph(path: Path, role: str, *, thorough: bool = False) -> GraphFacts:
     """
     import onnx
 
+    again = "download it again" if role == "landmark" else "export it again with `crosspair models export`, or download it again"
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as e:  # protobuf's and onnx's own
-        raise ValueError(f"{path}: expected an ONNX file; truncated, or another kind of file: {_AGAIN}") from e
+        raise ValueError(f"{path}: expected an ONNX file; truncated, or another kind of file: {again}") from e
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if not model.graph.node or not opset:  # both stand in every file; what is cut off between two fields still parses
-        raise ValueError(f"{path}: expected an ONNX file; truncated, empty, or another kind of file: {_AGAIN}")
+        raise ValueError(f"{path}: expected an ONNX file; truncated, empty, or another kind of file: {again}")
     if any(node.op_type == "GridSample3D" for node in model.graph.node):
         raise ValueError(
             f"{path}: its operator GridSample3D exists only in a TensorRT plugin (the public warping_spade-fix.onnx); "
@@ -65,7 +65,7 @@ def open_graph(path: Path, role: str, *, thorough: bool = False) -> GraphFacts:
     tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
     beside = {e.value for t in tensors for e in t.external_data if e.key == "location"}
     if beside:  # its digest would not say what it computes
-        raise ValueError(f"{path}: keeps its weights in another file ({', '.join(sorted(beside))}); save it as one file, or {_AGAIN}")
+        raise ValueError(f"{path}: keeps its weights in another file ({', '.join(sorted(beside))}); save it as one file, or {again}")
     initialised = {t.name for t in model.graph.initializer}
     facts = GraphFacts(
         opset=opset,
@@ -74,14 +74,14 @@ def open_graph(path: Path, role: str, *, thorough: bool = False) -> GraphFacts:
         made_by=next((p.value for p in model.metadata_props if p.key == "crosspair.format"), ""),
     )
     if set(facts.inputs) != set(_INPUTS[role]) or not set(_OUTPUTS[role]) <= set(facts.outputs):
-        expected = f"{', '.join(_INPUTS[role])} -> {', '.join(_OUTPUTS[role])}"
+        expected = f"{', '.join(_INPUTS[role])} -> {', '.join(_OUTPUTS[role]) or 'points'}"
         found = f"{', '.join(facts.inputs)} -> {', '.join(facts.outputs)}"
-        raise ValueError(f"{path}: another network than its name says: expected {expected}, found {found}: {_AGAIN}")
+        raise ValueError(f"{path}: another network than its name says: expected {expected}, found {found}: {again}")
     if thorough:
         try:
             onnx.checker.check_model(str(path))
         except Exception as e:  # onnx's own, and others from broken content
-            raise ValueError(f"{path}: not a valid ONNX graph ({_first_line(e)}): {_AGAIN}") from e
+            raise ValueError(f"{path}: not a valid ONNX graph ({_first_line(e)}): {again}") from e
     return facts
 
 

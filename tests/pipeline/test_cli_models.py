@@ -25,12 +25,13 @@ def _command(args: tuple[object, ...]) -> list[str]:
     return [sys.executable, "-c", "from pipeline.cli import main; main()", "models", *map(str, args)]
 
 
-@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("columns", [80, 124, 125, 200])
 def test_list_names_every_file_in_full(columns: int) -> None:
     done = crosspair("list", columns=columns)
     assert done.returncode == 0 and not done.stderr
+    words = " ".join(done.stdout.split())
     for weight in CATALOGUE:
-        assert f"{weight.file} " in done.stdout
+        assert f"{weight.file} " in done.stdout and weight.what in words
     assert "non-commercial research only" in done.stdout and "KwaiVGI" in done.stdout and "FasterLivePortrait" in done.stdout
     assert all(len(line) <= columns for line in done.stdout.splitlines())
 
