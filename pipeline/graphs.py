@@ -126,7 +126,7 @@ def _named(values: Mapping[str, Shape]) -> str:
 
 
 def _plain(shape: Shape) -> str:
-    return "x".join(map(str, shape))
+    return "x".join(str(n) if isinstance(n, int) else "N" for n in shape)
 
 
 def _first_line(e: Exception) -> str:

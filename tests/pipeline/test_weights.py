@@ -133,9 +133,6 @@ def test_a_half_written_or_damaged_export_is_done_again(official: Path, exported
     }[damage]()
     with pytest.raises(DueError):
         resolve(official, scratch=scratch, side=SIDE, say=due)
-    if damage == "graph flipped":  # one of them to its end
-        assert resolve(official, scratch=scratch, side=SIDE).digests == exported.digests
-        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
 def test_onnx_graphs_are_used_as_they_stand(graphs: Path, tmp_path: Path) -> None:
