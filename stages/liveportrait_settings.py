@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 NAME, VERSION = "liveportrait", 1
-MOTION_WEIGHTS = ("motion", "landmark")  # roles of the files that a motion template depends on
+MOTION_WEIGHTS = ("motion", "landmark", "export")  # roles of the files that a motion template depends on, and how they were made
 
 
 @dataclass(frozen=True, kw_only=True)
