@@ -141,7 +141,7 @@ class DenseMotionInference(nn.Module):
             levels.append(F.avg_pool2d(y.flatten(0, 1), 2).unflatten(0, y.shape[:2]))
         x = levels.pop()
         for up in self.up_blocks:
-            x = torch.cat([F.relu(up(x)), levels.pop()], dim=2)
+            x = torch.cat([up(x), levels.pop()], dim=2)
         return F.relu(self.last(x))
 
 
