@@ -72,6 +72,7 @@ class EnlargedConv(nn.Module):
         assert scale >= 2
         positions = self._POSITIONS if scale > 2 else self._POSITIONS[::2]
         self.order = [0, *[1] * (scale - 2), len(positions) - 1]
+        # cuDNN knows no padding on one side only: ONNX Runtime computes one more row and column there and cuts them off
         self.convs = nn.ModuleList()
         for rows, (above, below) in positions:
             for columns, (left, right) in positions:
