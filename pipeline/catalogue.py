@@ -6,11 +6,12 @@ that a file is what was published. Another digest proves nothing: another export
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from schemas.ids import sha256_of
 
 Layout = Literal["official", "onnx", "optional", "refused", "unused"]
 
@@ -145,12 +146,6 @@ def of_layout(layout: Layout) -> dict[str, Weight]:
 def published(digest: str) -> Weight | None:
     """The file that was published with this sha256."""
     return next((w for w in CATALOGUE if digest in w.digests), None)
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's content, hexadecimal, read in bounded memory."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def forbid_non_commercial(used: Iterable[Path]) -> None:

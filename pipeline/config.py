@@ -28,6 +28,7 @@ class ReenactorConfig:
     models: str = ""  # folder with liveportrait's weights; `crosspair models check` says what belongs there
     landmarks: str = ""  # LivePortrait's landmark.onnx, for the crops; by default the one in `models`, else the face mesh serves
     digests: dict[str, str] = field(default_factory=dict)  # role -> sha256: pins; the run fills in those of the files that it uses
+    files: dict[str, str] = field(default_factory=dict)  # the run fills in: file -> sha256; a worker opens no others
     allow_untrained: bool = False  # ship whatever the networks draw: for trying the machinery with weights that are not trained
     meshwarp: MeshWarpConfig = field(default_factory=MeshWarpConfig)
     liveportrait: LivePortraitConfig = field(default_factory=LivePortraitConfig)
@@ -133,7 +134,10 @@ def _engine(reenactor: ReenactorConfig) -> tuple[int, dict, dict, dict[str, str]
     if reenactor.engine == "meshwarp":
         settings = _fields(reenactor.meshwarp)
         return MeshWarp.version, settings, settings, {}
-    return VERSION, reenactor.liveportrait.motion_settings(), reenactor.liveportrait.render_settings(), reenactor.digests
+    options = reenactor.liveportrait
+    unused = () if options.stitching else ("stitching", "retargeting")
+    weights = {role: digest for role, digest in reenactor.digests.items() if role not in unused}
+    return VERSION, options.motion_settings(), options.render_settings(), weights
 
 
 def _fields(config: object) -> dict:

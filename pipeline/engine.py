@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,9 +13,13 @@ from typing import TYPE_CHECKING
 import ray
 
 from pipeline.config import RunConfig
+from schemas.ids import sha256_of
 
 if TYPE_CHECKING:  # what an engine needs is imported where it is needed: meshwarp runs without ONNX Runtime
     from stages.reenact import Reenactor
+
+
+_PATIENCE_S = 30.0
 
 
 def with_weights(config: RunConfig, base: Path, *, scratch: Path, say: Callable[[str], None]) -> RunConfig:
@@ -25,26 +31,39 @@ def with_weights(config: RunConfig, base: Path, *, scratch: Path, say: Callable[
     settings = config.reenactor
     if settings.engine == "meshwarp":
         return config
-    from pipeline.catalogue import NETWORKS, forbid_non_commercial, of_layout, sha256_of
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ValueError("reenactor.engine liveportrait needs ONNX Runtime: install crosspair[cpu], or crosspair[gpu] (docs/models.md)")
+    from pipeline.catalogue import NETWORKS, forbid_non_commercial, of_layout
     from pipeline.models_folder import Folder
     from pipeline.weights import resolve
     from stages.landmarks203 import Landmarks203
 
-    folder, options = base / settings.models, settings.liveportrait
-    landmarks = base / settings.landmarks if settings.landmarks else Folder(folder).find(of_layout("optional")["landmark"])
+    folder, options = (base / settings.models).absolute(), settings.liveportrait
+    landmarks = (base / settings.landmarks).absolute() if settings.landmarks else Folder(folder).find(of_layout("optional")["landmark"])
     networks = [role for role in NETWORKS if role != "stitching" or options.stitching]
     weights = resolve(folder, scratch=scratch, networks=networks, precision=options.precision, say=say)
+    if weights.layout == "onnx" and options.precision == "fp16" and weights.digests.get("precision") != "fp16":
+        say(f"{folder}: ONNX graphs are used as they stand; reenactor.liveportrait.precision is for .pth files and changes nothing")
     digests, used = weights.digests, list(weights.sources)
+    files = [weights.folder / of_layout("onnx")[role].file for role in networks]
     if landmarks is not None:
         Landmarks203(landmarks)  # or its error, now
-        digests, used = digests | {"landmark": sha256_of(landmarks)}, [*used, landmarks]
+        digests, used, files = digests | {"landmark": sha256_of(landmarks)}, [*used, landmarks], [*files, landmarks]
     if not config.weights.allow_non_commercial:
         forbid_non_commercial(used)
-    for role, pinned in settings.digests.items():
-        if digests.get(role) != pinned:
-            found = digests.get(role, "no such file")
-            raise ValueError(f"{folder}: reenactor.digests pins {role} to {pinned}, found {found}; put that file back, or remove the pin")
-    ready = replace(settings, models=str(weights.folder), landmarks=str(landmarks or ""), digests=dict(sorted(digests.items())))
+    pins = settings.digests | ({"landmark": "no such file"} if settings.digests and "landmark" not in settings.digests else {})
+    for role, pinned in pins.items():
+        if (found := digests.get(role, "no such file")) != pinned:
+            raise ValueError(
+                f"{folder}: reenactor.digests pins {role} to {pinned}, found {found}; put that back, or mend or remove the pin"
+            )
+    ready = replace(
+        settings,
+        models=str(weights.folder.absolute()),
+        landmarks=str(landmarks or ""),
+        digests=dict(sorted(digests.items())),
+        files={path.name: sha256_of(path) for path in files},
+    )
     return replace(config, reenactor=ready)
 
 
@@ -71,7 +90,10 @@ def on_this_cluster(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
         return config
     if ray.cluster_resources().get("GPU", 0):
         share = 1 / config.ray.workers_per_gpu
-        provider, why = ray.get(ray.remote(num_cpus=0, num_gpus=share)(_choose_provider).remote())
+        answer = ray.remote(num_cpus=0, num_gpus=share)(_choose_provider).remote()
+        if not ray.wait([answer], timeout=_PATIENCE_S)[0]:
+            say("waiting for a share of a GPU: others hold all that this Ray cluster has; reenactor.liveportrait.provider cpu needs none")
+        provider, why = ray.get(answer)
     else:
         provider, why = "cpu", "this Ray cluster has no GPU"
     if settings.provider == "cuda" and provider == "cpu":
@@ -98,10 +120,19 @@ def build_engine(config: RunConfig) -> Reenactor:
     from stages.liveportrait import LivePortrait
     from stages.liveportrait_graphs import CPU, CUDA, choose_provider
 
-    cpus = os.cpu_count() or 1
-    threads = settings.liveportrait.threads or max(1, cpus // (config.ray.workers or cpus))
+    # On a Ray of our own the workers share this machine; on a cluster nobody knows how many are beside this one.
+    share = machine_cpus() // config.ray.workers if config.ray.workers and not config.ray.address else 1
+    threads = settings.liveportrait.threads or max(1, share)
     provider, why = (CPU, "") if settings.liveportrait.provider == "cpu" else choose_provider()
     if settings.liveportrait.provider == "cuda" and provider != CUDA:
         raise ValueError(f"reenactor.liveportrait.provider is cuda, and {why}")
     landmarks = Path(settings.landmarks) if settings.landmarks else None
-    return LivePortrait(settings.liveportrait, Path(settings.models), landmarks, provider=provider, threads=threads)
+    return LivePortrait(settings.liveportrait, Path(settings.models), landmarks, provider=provider, threads=threads, digests=settings.files)
+
+
+def machine_cpus() -> int:
+    """That this process may use: a container has fewer than its machine."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    allowed, period = quota.read_text().split()[:2] if quota.is_file() else ("max", "1")
+    return cpus if allowed == "max" else max(1, min(cpus, math.ceil(int(allowed) / int(period))))

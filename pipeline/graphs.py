@@ -8,6 +8,7 @@ from pathlib import Path
 
 Shape = tuple[int | str, ...]  # a name where the graph takes any size
 
+_KEYPOINTS = 21
 _INPUTS: dict[str, tuple[str, ...]] = {
     "appearance": ("img",),
     "motion": ("img",),
@@ -110,6 +111,11 @@ def of_one_model(graphs: Mapping[str, GraphFacts], folder: Path) -> None:
                     f"{folder}: graphs of two models: {what} of {known[0][0]} {_plain(known[0][1])}, of {where} {_plain(size)}; "
                     f"take all files from one release or one export"
                 )
+    for where, size in points:
+        if size and isinstance(size[0], int) and size[0] != _KEYPOINTS:
+            raise ValueError(
+                f"{folder}: {where} has {size[0]} keypoints; the engine knows LivePortrait's {_KEYPOINTS}, each by its meaning"
+            )
 
 
 def _part(size: int | str, extra: int, each: int) -> int | str:

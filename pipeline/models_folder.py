@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline.catalogue import CATALOGUE, FOLDERS, NETWORKS, OTHERS, SUMS, Layout, Weight, sha256_of
+from pipeline.catalogue import CATALOGUE, FOLDERS, NETWORKS, OTHERS, SUMS, Layout, Weight
+from schemas.ids import sha256_of
 
 LIST = "`crosspair models list` says which files are expected where"
 POINTER = "a Git LFS pointer, not the file itself: run `git lfs pull` where it comes from, or download the file"

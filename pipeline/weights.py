@@ -12,12 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.catalogue import NETWORKS, OTHERS, SUMS, Layout, of_layout, sha256_of
+from pipeline.catalogue import NETWORKS, OTHERS, SUMS, Layout, of_layout
 from pipeline.graphs import of_one_model, open_graph
 from pipeline.models_folder import LIST, POINTER, Folder, is_pointer, read_sums
 from pipeline.storage import write_atomic
 from schemas.files import flush_to_disk
-from schemas.ids import digest
+from schemas.ids import digest, sha256_of
 
 EXPORT_VERSION = 1  # higher when the graphs that we export compute something else: what was made with older ones is then made again
 EXPORT_FILE = "export.json"
@@ -67,13 +67,13 @@ def resolve(
     ready = ready_without_export(there, networks)
     if ready is not None:
         return ready
-    sources, settings = official_sources(there), _settings(side, precision)
-    out = scratch / digest("export", *(f"{role}={sha256}" for role, sha256 in sources.items()), settings)
+    sources, made = official_sources(there), _made(side, precision)
+    out = scratch / digest("export", *(f"{role}={value}" for role, value in (sources | made).items()))
     if _complete(out) is None:
         say(f"{there.base('official')}: exporting LivePortrait to ONNX in {out}; this takes a minute, and is kept")
         _export(there, out, side=side, precision=precision)
     files = tuple(there.base("official") / w.file for w in of_layout("official").values())
-    return Weights(folder=out, layout="official", digests={**sources, "export": settings}, sources=files)
+    return Weights(folder=out, layout="official", digests=sources | made, sources=files)
 
 
 def ready_without_export(there: Folder, networks: Collection[str] = NETWORKS) -> Weights | None:
@@ -154,9 +154,9 @@ def export(folder: Path, out: Path, *, side: int = 256, precision: Precision = "
     there.keep_promises()
     if out.resolve().is_relative_to(there.root.resolve()):
         raise ValueError(f"{out}: lies in {folder}, which is never written to; name a folder elsewhere")
-    sources, settings = official_sources(there), _settings(side, precision)
+    digests = official_sources(there) | _made(side, precision)
     record = _complete(out) if out.is_dir() else None
-    if record is not None and record_digests(record) == {**sources, "export": settings}:
+    if record is not None and record_digests(record) == digests:
         return record
     others = [p.name for p in out.iterdir() if not _is_ours(p)] if out.is_dir() else []
     if record is not None or others:
@@ -219,11 +219,12 @@ def _complete(out: Path, sha256: Callable[[Path], str] = sha256_of) -> dict[str,
     return record if made_here else None
 
 
-def _settings(side: int, precision: str, export_version: int = EXPORT_VERSION) -> str:
-    return f"version {export_version}, {side} px, {precision}"
+def _made(side: int, precision: str, export_version: int = EXPORT_VERSION) -> dict[str, str]:
+    """How an export is made; the precision apart, since the motion network has one only."""
+    return {"export": f"version {export_version}, {side} px", "precision": precision}
 
 
 def record_digests(record: dict[str, Any]) -> dict[str, str]:
     """`Weights.digests` of graphs that we exported: those of the .pth files, and how the export was made."""
-    made = _settings(record["side"], record["precision"], record["export_version"])
-    return {**{role: source["sha256"] for role, source in record["sources"].items()}, "export": made}
+    made = _made(record["side"], record["precision"], record["export_version"])
+    return {role: source["sha256"] for role, source in record["sources"].items()} | made

@@ -36,6 +36,12 @@ def file_digest(path: Path) -> str:
     return h.hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """Of a file's content, hexadecimal, read in bounded memory: as weights are known by in public."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def source_id(uri: str) -> str:
     return digest("source", uri)
 

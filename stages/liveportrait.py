@@ -6,7 +6,7 @@ appearance is taken and the driving frames are drawn: portrait and target are cu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,7 +21,7 @@ from schemas.outcomes import Rejection
 from stages import head
 from stages.landmarks203 import Landmarks203
 from stages.liveportrait_crop import Crop, driving_crop, source_crop
-from stages.liveportrait_graphs import CPU, CUDA, LivePortraitGraphs, Rendered, fit
+from stages.liveportrait_graphs import CPU, CUDA, LivePortraitGraphs, Rendered, check_digest, fit
 from stages.liveportrait_settings import NAME, VERSION, LivePortraitConfig
 from stages.mesh import FaceMesh
 from stages.meshwarp_plan import smooth
@@ -29,6 +29,8 @@ from stages.reenact import ClipView, Portrait
 
 _CENTRE_SMOOTHING_FRAMES = 3.0
 _SIZE_LIMITS = (0.7, 1.4)  # of the correction: what lies beyond is no error of size but a face seen where there is none
+_DEPTH_RIDGE = 1e-4  # a turn of half a degree is none
+_STRAY = 0.25  # head sizes from the median: a face seen where there is none
 _HEAD_ARRAYS = ("kp", "rotation", "exp", "scale", "t")
 _FRAMES_AT_ONCE = 256  # of mesh points in memory
 
@@ -72,16 +74,26 @@ class LivePortrait:
         models: folder with the ONNX graphs, ours or the public ones.
         landmarks: LivePortrait's landmark.onnx; without it the face mesh sets the crops.
         provider: as stages.liveportrait_graphs.choose_provider gives it.
+        threads, digests: as LivePortraitGraphs takes them.
     """
 
     name, version = NAME, VERSION
 
     def __init__(
-        self, config: LivePortraitConfig, models: Path, landmarks: Path | None = None, *, provider: str = CPU, threads: int = 0
+        self,
+        config: LivePortraitConfig,
+        models: Path,
+        landmarks: Path | None = None,
+        *,
+        provider: str = CPU,
+        threads: int = 0,
+        digests: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
         self.ran_on = "cuda" if provider == CUDA else "cpu"
-        self._graphs = LivePortraitGraphs(models, provider=provider, threads=threads)
+        self._graphs = LivePortraitGraphs(models, provider=provider, threads=threads, digests=digests)
+        if landmarks:
+            check_digest(landmarks, digests or {})
         self._landmarks = Landmarks203(landmarks, threads=threads) if landmarks else None
         self._mesh = FaceMesh()  # tracking, as the target was looked at
 
@@ -90,7 +102,7 @@ class LivePortrait:
         crop = source_crop(self._landmarks(portrait.image, points) if self._landmarks else points)
         seen = self._graphs.motion([crop.cut(portrait.image, self._graphs.side, shrink="area")], batch=1)
         side = len(portrait.image)
-        mesh = crop.from_picture((points + np.array([0.5, 0.5, 0])) * 2 / side - np.array([1, 1, 0]), side)
+        mesh = crop.from_picture(_normalised(points, side), side)
         return Identity(self._graphs.appearance(portrait.image), seen, mesh, crop, side)
 
     def motion(self, clip: ClipView) -> Motion:
@@ -104,6 +116,8 @@ class LivePortrait:
         arrays = _smoothed(arrays, self.config.smoothing_frames)
         template = {name: a.astype(np.float32) for name, a in arrays.items()}
         template |= {"boxes": head.face_boxes(clip.points).astype(np.float32), "crop": crop.matrix, "crop_side": np.array([crop.side])}
+        middles = crop.from_picture(_normalised(clip.points.mean(1, keepdims=True, dtype=np.float64), clip.size_px), clip.size_px)
+        template["depth"] = np.array([depth_between(HeadMotion(**arrays), middles)])
         return Motion(engine=self.name, fps=clip.fps, size_px=clip.size_px, arrays=template)
 
     def render(self, appearance: Identity, motion: Motion) -> Iterator[np.ndarray]:
@@ -112,8 +126,11 @@ class LivePortrait:
             raise ValueError(f"a motion of {motion.engine!r} is none of {self.name!r}")
         yield from self.draw(appearance, self.keypoints(appearance, motion), motion.size_px)
 
-    def draw(self, b: Identity, x_d: np.ndarray, size_px: int) -> Iterator[np.ndarray]:
-        """Frames uint8 RGB (size_px, size_px, 3) of keypoints (T, K, 3) in the picture's -1..1, one batch ahead of the reader."""
+    def draw(self, b: Identity, x_d: np.ndarray, size_px: int, at: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Frames uint8 RGB (size_px, size_px, 3) of keypoints (T, K, 3) in the picture's -1..1, one batch ahead of the reader.
+
+        `at`: which frames of the clip these are, all by default.
+        """
         x_s, size = b.x_s, self.config.batch
 
         def batch(start: int) -> Rendered:
@@ -128,7 +145,8 @@ class LivePortrait:
                     coming = ahead.submit(batch, start + size)
                 if not rendered.finite.all():
                     first = start + int(np.argmin(rendered.finite))
-                    raise Rejection("not_finite", f"frame {first} of {len(x_d)} is NaN or infinite", {"first_bad_frame": float(first)})
+                    frame = first if at is None else int(at[first])
+                    raise Rejection("not_finite", f"frame {frame} is NaN or infinite", {"first_bad_frame": float(frame)})
                 yield from (fit(frame, size_px) for frame in rendered.frames)
 
     def keypoints(self, b: Identity, motion: Motion) -> np.ndarray:
@@ -163,8 +181,7 @@ class LivePortrait:
         Canonical keypoints of two people differ in size and in where they lie in the head. The mesh does not: carried along
         with B's keypoints, it says where B's face would be.
         """
-        offset = b.head.t[0] * np.array([1, 1, 0])
-        own = (b.mesh - offset) / b.head.scale[0] @ b.head.rotation[0].T  # B's mesh as canonical keypoints are
+        own = _canonical(b.mesh[None], b.head)[0] + motion.arrays["depth"] * b.head.rotation[0, :, 2]
         crop, boxes = _crop_of(motion), []
         for at in (slice(i, i + _FRAMES_AT_ONCE) for i in range(0, len(a), _FRAMES_AT_ONCE)):
             turned = crop.to_picture(a.scale[at, None, None] * (own @ a.rotation[at]), motion.size_px)
@@ -175,7 +192,8 @@ class LivePortrait:
         size = correction.size * float(np.median(head.face_size(target)) / np.median(head.face_size(predicted)))
         middle = _pixels(crop.to_picture(a.t, motion.size_px), motion.size_px)
         placed = size * (predicted[:, :2] + predicted[:, 2:]) / 2 + middle
-        shift = smooth((target[:, :2] + target[:, 2:]) / 2 - placed, _CENTRE_SMOOTHING_FRAMES)
+        missed = (target[:, :2] + target[:, 2:]) / 2 - placed
+        shift = smooth(missed, _CENTRE_SMOOTHING_FRAMES)
         return size, shift + _features(a) @ correction.shift_px
 
     def _calibrate(self, b: Identity, a: HeadMotion, motion: Motion, correction: Correction) -> Correction:
@@ -183,19 +201,42 @@ class LivePortrait:
         at = np.unique(np.linspace(0, len(a) - 1, self.config.calibration_frames).round().astype(int))
         self._mesh.reset()
         x_d = self._absolute(b, a, motion, correction)[at]
-        points = [self._mesh(frame) for frame in self.draw(b, x_d, motion.size_px)]
+        points = [self._mesh(frame) for frame in self.draw(b, x_d, motion.size_px, at)]
         found = np.array([p is not None for p in points])
-        if found.sum() < 3:
+        if not found.any():
             return correction
         boxes, target = (
             head.face_boxes(np.stack([p for p in points if p is not None])),
             motion.arrays["boxes"][at[found]].astype(np.float64),
         )
-        size = correction.size * float(np.clip(np.median(head.face_size(target) / head.face_size(boxes)), *_SIZE_LIMITS))
         missed = (target[:, :2] + target[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
-        x = _features(a)[at[found]]
+        far = np.linalg.norm(missed - np.median(missed, 0), axis=1) > _STRAY * np.median(head.face_size(target))
+        boxes, target, missed, x = boxes[~far], target[~far], missed[~far], _features(a)[at[found]][~far]
+        size = correction.size * float(np.clip(np.median(head.face_size(target) / head.face_size(boxes)), *_SIZE_LIMITS))
         ridge = np.diag([1e-3, *(30.0,) * 3])  # a constant is believed at once, a slope only when the head turns enough to show it
         return Correction(size, correction.shift_px + np.linalg.solve(x.T @ x + ridge, x.T @ missed))
+
+
+def depth_between(a: HeadMotion, middles: np.ndarray) -> float:
+    """How much farther the mesh lies than the keypoints do, in units of the keypoints: the depths of both have zeros of their own.
+
+    Told by a head that turns: with the right depth the middle of its mesh, (T, 1, 3) in the crop's -1..1, stays where it is among
+    the keypoints. Without a turn nothing can be told, nothing depends on it, and it is 0.
+    """
+    own, away = _canonical(middles, a)[:, 0], a.rotation[:, :, 2]
+    own, away = own - own.mean(0), away - away.mean(0)
+    return float(-(own * away).sum() / ((away**2).sum() + _DEPTH_RIDGE * len(a)))
+
+
+def _canonical(points: np.ndarray, a: HeadMotion) -> np.ndarray:
+    """Points (T, N, 3) in the crop's -1..1 as canonical keypoints are: without pose, place and size."""
+    offset = a.t * np.array([1, 1, 0])
+    return (points - offset[:, None]) / a.scale[:, None, None] @ a.rotation.swapaxes(1, 2)
+
+
+def _normalised(points: np.ndarray, size_px: int) -> np.ndarray:
+    """Points (..., 3) in px, pixel centres at integers, as in the picture's -1..1."""
+    return (points + np.array([0.5, 0.5, 0])) * 2 / size_px - np.array([1, 1, 0])
 
 
 def _pixels(x: np.ndarray, size_px: int) -> np.ndarray:

@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from schemas.keypoints import HeadMotion
+from schemas.ids import sha256_of
+from schemas.keypoints import COPIED_EXPRESSION, HeadMotion
 from stages.quiet import silent_stderr
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -67,12 +68,14 @@ class Rendered:
 class LivePortraitGraphs:
     """The graphs of one folder. A graph is opened when it is first needed: reading motion needs no generator.
 
-    Attributes:
+    Args:
         provider: CUDA or CPU, as ONNX Runtime names them.
+        threads: of one graph on the CPU; 0 lets ONNX Runtime choose.
+        digests: file -> sha256; a file that is named here and has another one is an error.
     """
 
-    def __init__(self, folder: Path, *, provider: str = CPU, threads: int = 0) -> None:
-        self.folder, self.provider = folder, provider
+    def __init__(self, folder: Path, *, provider: str = CPU, threads: int = 0, digests: Mapping[str, str] | None = None) -> None:
+        self.folder, self.provider, self._digests = folder, provider, digests or {}
         self._options = ort.SessionOptions()
         self._options.intra_op_num_threads = threads
         self._options.log_severity_level = 3
@@ -95,7 +98,10 @@ class LivePortraitGraphs:
         graph = self._graph(MOTION, ["img"], _MOTION_OUTPUTS)
         parts = [graph.run({"img": graph.pictures(p)}) for p in _padded(pictures, graph.batch("img", batch))]
         joined = {name: np.concatenate([part[name] for part in parts])[: len(pictures)] for name in _MOTION_OUTPUTS}
-        return HeadMotion.from_network(joined)
+        motion = HeadMotion.from_network(joined)
+        if motion.kp.shape[1:] != COPIED_EXPRESSION.shape:
+            raise ValueError(f"{graph.path}: {motion.kp.shape[1]} keypoints; this engine knows LivePortrait's {len(COPIED_EXPRESSION)}")
+        return motion
 
     def render(self, volume: ort.OrtValue, x_s: np.ndarray, x_d: np.ndarray, batch: int) -> Rendered:
         """Driving keypoints (N, K, 3), N at most `batch`, from one source's volume and keypoints (1, K, 3); padded to `batch`."""
@@ -122,6 +128,7 @@ class LivePortraitGraphs:
 
     def _graph(self, name: str, inputs: Sequence[str], outputs: Sequence[str] = ()) -> Graph:
         if name not in self._graphs:
+            check_digest(self.folder / name, self._digests)
             self._graphs[name] = Graph(self.folder / name, self._options, self.provider, inputs, outputs)
         return self._graphs[name]
 
@@ -179,6 +186,13 @@ class Graph:
         if self._inputs["img"].type == "tensor(uint8)":
             return stack
         return stack.transpose(0, 3, 1, 2).astype(np.float32) / 255
+
+
+def check_digest(path: Path, digests: Mapping[str, str]) -> None:
+    """Raises ValueError when the file is not the one of that name in `digests`: fingerprints would not say what drew the frames."""
+    expected = digests.get(path.name)
+    if expected and path.is_file() and sha256_of(path) != expected:
+        raise ValueError(f"{path}: changed since the run began (sha256 {expected} expected); put that file back, or start the run again")
 
 
 def readable(path: Path) -> str | bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 NAME, VERSION = "liveportrait", 1
-MOTION_WEIGHTS = ("motion", "landmark", "export")  # roles of the files that a motion template depends on, and how they were made
+MOTION_WEIGHTS = ("motion", "landmark", "export")  # what of a run's digests a motion template depends on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,5 +30,5 @@ class LivePortraitConfig:
 
     def render_settings(self) -> dict[str, Any]:
         """What the frames depend on besides. Device, batch and threads change last digits only."""
-        names = ("mode", "stitching", "calibration_frames", "precision")
+        names = ("mode", "stitching", "calibration_frames")  # precision is the graphs', which have digests
         return {name: getattr(self, name) for name in names}

@@ -18,7 +18,7 @@ from tinyportrait import lively
 from model.liveportrait import LivePortrait
 from model.liveportrait_weights import BASE_FILES, RETARGETING_FILE
 from pipeline.books import Summary
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, fingerprints
 from pipeline.ledger import Ledger
 from pipeline.run import run
 from pipeline.tables import load
@@ -161,6 +161,27 @@ def test_pins_and_licences_are_kept(base: Path, first: tuple[Summary, Told]) -> 
     watcher = Told()
     run(config(digests=good), base=base, watcher=watcher)
     assert watcher.units == []
+    (base / "landmark.onnx").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"landmark\.onnx"):
+        run(replace(config(landmarks="landmark.onnx"), run="pinned"), base=base, watcher=Told())
+
+
+def test_a_relative_folder_of_weights_means_the_config_s(base: Path, first: tuple[Summary, Told]) -> None:
+    frozen = yaml.safe_load((base / "run" / "run.yaml").read_text())["config"]["reenactor"]
+    assert Path(frozen["models"]) == base / "graphs"
+    assert set(frozen["files"]) == {"appearance_feature_extractor.onnx", "motion_extractor.onnx", "warping_spade.onnx"}
+
+
+def test_half_precision_is_another_pair_and_the_same_motion() -> None:
+    digests = {"motion": "1", "generator": "2", "retargeting": "3", "export": "version 1, 256 px", "precision": "fp32"}
+    prints = fingerprints(config(digests=digests))
+    half = fingerprints(config(digests=digests | {"precision": "fp16"}))
+    assert half["motion"] == prints["motion"] and half["reenact"] != prints["reenact"]
+    unstitched = fingerprints(config(digests=digests | {"retargeting": "4"}))
+    assert unstitched == prints
+    stitched = [fingerprints(config(digests=digests | {"retargeting": r}, liveportrait={"stitching": True})) for r in "34"]
+    assert stitched[0]["reenact"] != stitched[1]["reenact"]
+    assert fingerprints(config(digests=digests | {"export": "version 2, 256 px"}))["motion"] != prints["motion"]
 
 
 @pytest.mark.parametrize("file", ["base_models/warping_module.pth", "retargeting_models/stitching_retargeting_module.pth"])

@@ -77,7 +77,7 @@ def rows_of(folder: Path) -> dict[str, Row]:
 
 def test_official_files_are_exported_once_and_known_by_their_own_digests(official: Path, exported: Weights) -> None:
     expected = {role: sha256_of(official / file) for role, file in [*BASE_FILES.items(), ("retargeting", RETARGETING_FILE)]}
-    assert exported.digests == {**expected, "export": f"version 1, {SIDE} px, fp32"}
+    assert exported.digests == {**expected, "export": f"version 1, {SIDE} px", "precision": "fp32"}
     assert {p.name for p in exported.folder.iterdir()} == {*GRAPHS, "SHA256SUMS", "export.json"}
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=exported.folder, check=True)
     record = json.loads((exported.folder / "export.json").read_text())

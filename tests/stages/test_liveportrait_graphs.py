@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.liveportrait import LivePortrait
 from model.liveportrait_export import export_liveportrait
+from schemas.ids import sha256_of
 from schemas.keypoints import HeadMotion
 from stages.liveportrait_graphs import (
     APPEARANCE,
@@ -158,6 +159,36 @@ def test_nan_is_found_in_its_frame(kind: str, request: pytest.FixtureRequest) ->
     x_d[1, 4, 0] = np.nan
     finite = graphs.render(graphs.appearance(pictures(1)[0]), x_s, x_d, 4).finite
     assert finite.tolist() == [True, False, True]
+
+
+def test_numbers_that_are_not_finite_inside_the_networks_are_found(ours: Path) -> None:
+    import onnxruntime
+
+    graphs = LivePortraitGraphs(ours)
+    volume = graphs.appearance(pictures(1)[0]).numpy().copy()
+    volume[0, 0, 0, 0, 0] = np.inf
+    x_s, x_d = some_motion(2)
+    assert not graphs.render(onnxruntime.OrtValue.ortvalue_from_numpy(volume), x_s, x_d, 2).finite.any()
+
+
+def test_public_frames_are_rounded_not_cut(public: Path, networks: LivePortrait) -> None:
+    graphs = LivePortraitGraphs(public)
+    (picture,) = pictures(1)
+    x_s, x_d = some_motion(1)
+    with torch.no_grad():
+        source, driving = (torch.from_numpy(x).float() for x in (x_s, x_d))
+        image = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+        drawn = networks.generator(networks.warping(networks.appearance(image), driving, source).out)
+    got = graphs.render(graphs.appearance(picture), x_s, x_d, 1).frames
+    assert np.abs(got - drawn.permute(0, 2, 3, 1).numpy() * 255).max() < 0.52
+
+
+def test_a_file_that_changed_since_the_run_began_is_not_opened(public: Path) -> None:
+    (picture,) = pictures(1)
+    good = {APPEARANCE: sha256_of(public / APPEARANCE)}
+    LivePortraitGraphs(public, digests=good).appearance(picture)
+    with pytest.raises(ValueError, match=r"appearance_feature_extractor\.onnx: changed since the run began"):
+        LivePortraitGraphs(public, digests={APPEARANCE: "0" * 64}).appearance(picture)
 
 
 def test_pictures_of_any_size_are_fitted() -> None:
