@@ -117,6 +117,28 @@ def retry(
 
 
 @app.command()
+def replay(
+    run_: RunPath,
+    unit: Annotated[str, typer.Argument(help="a unit's id, as outcomes.parquet and messages name it")],
+    stage: Annotated[str, typer.Option(help="by default the one that it failed in")] = "",
+) -> None:
+    """One unit again, in the foreground, with the full error. Nothing is recorded."""
+    from pipeline.replay import find
+    from schemas.outcomes import Rejection
+
+    found = find(run_, unit, stage)
+    try:
+        console.print_json(data=found.run())
+    except Rejection as e:
+        console.print(f"rejected: {e.reason}: {e}", markup=False)
+        console.print_json(data=e.scores)
+        raise typer.Exit(1) from e
+    except Exception as e:
+        console.print_exception()
+        raise typer.Exit(1) from e
+
+
+@app.command()
 def report(run_: RunPath) -> None:
     """Writes RUN/report/index.html."""
     from pipeline.report import write_report

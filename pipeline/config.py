@@ -51,6 +51,7 @@ class ShardsConfig:
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
     address: str | None = None  # null: a Ray of our own on this machine, stopped at the end
+    mode: Literal["streaming", "staged"] = "streaming"  # all stages of a step at once, or one after the other
     workers: int = 0  # per stage; 0: one per CPU
     workers_per_gpu: int = 2  # of a stage that runs on GPUs: two keep one busy while frames are encoded
 
@@ -58,7 +59,8 @@ class RayConfig:
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
     unit_s: float = 900.0  # a unit that takes longer is stopped, native code included
-    attempts: int = 2  # before an error is final, and before a unit that kills its worker is quarantined
+    attempts: int = 2  # before an error is final; and, alone, before a unit that kills its worker is quarantined
+    memory_gb: float = 0.0  # that a unit may take beyond what its worker has; 0: half of the machine's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import ray
+import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.config import RayConfig, RunConfig
 from pipeline.engine import on_gpu
-from pipeline.worker import OUTCOME, ROW, StageWorker
+from pipeline.worker import OUTCOME, ROW, SUSPECT, StageWorker, quarantine, run_alone
 from stages.quiet import silent_stderr
 
 _MAX_WORKERS = 1024  # of each stage, on a cluster that grows
@@ -63,41 +66,99 @@ def run_graph(
 ) -> Counter[tuple[str, str]]:
     """Runs rows through a chain of operators, each the home of one or more stages; (stage, outcome) counts of what was done.
 
-    Every operator is a pool of `ray.workers` actors. All pools of a chain live at once, so each actor asks for a share of a
-    CPU: a chain can never starve for lack of whole ones.
+    Streaming, all operators work at once in one graph; staged, one after the other, each with the whole machine. What is due and what
+    is done stand in the ledger either way. A unit whose worker died under it is run again alone, when nobody else can be hurt.
     """
-    if not rows:
-        return Counter()
-    workers = max(1, min(config.ray.workers or int(ray.cluster_resources().get("CPU", 1)), len(rows)))
-    # A user's cluster may grow when it is asked to; what is there at the start says nothing.
-    grows = config.ray.address is not None and not config.ray.workers
-    _configure_ray_data()
-    session = uuid.uuid4().hex[:8]
-    step = max(1, min(_ROWS_A_BLOCK, len(rows) // (4 * workers)))
-    blocks = [pa.Table.from_pylist(list(rows[i : i + step]), schema=ROW) for i in range(0, len(rows), step)]
-    graph = ray.data.from_arrow(blocks)
-    for names in chain:
+    work = _Work(root, config, progress, uuid.uuid4().hex[:8])
+    if config.ray.mode == "streaming":
+        work.chained(rows, chain)
+    else:
+        for names in chain:
+            mine = [r for r in rows if r["stage"] in names]
+            rows = [r for r in rows if r["stage"] not in names] + work.chained(mine, (names,))
+    return work.counts
+
+
+@dataclass
+class _Work:
+    """One call of `run_graph`."""
+
+    root: Path
+    config: RunConfig
+    progress: Progress
+    session: str
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def chained(self, rows: Sequence[dict[str, str]], chain: Sequence[tuple[str, ...]]) -> list[dict[str, str]]:
+        """Rows for stages behind the chain. Children of units that were run alone go through the chain again, which has their stages."""
+        beyond: list[dict[str, str]] = []
+        here = {name for names in chain for name in names}
+        while rows:
+            suspects: list[dict[str, str]] = []
+            for item in self._graph(rows, chain):
+                if item["stage"] == OUTCOME:
+                    self._tell(item)
+                else:
+                    (suspects if item["stage"] == SUSPECT else beyond).append(item)
+            rows = []
+            for item in suspects:
+                for child in self._alone(json.loads(item["spec"])):
+                    (rows if child["stage"] in here else beyond).append(child)
+        return beyond
+
+    def _tell(self, item: dict[str, str]) -> None:
+        stage, outcome, reason = json.loads(item["spec"])
+        self.counts[stage, outcome] += 1
+        self.progress(stage, outcome, reason)
+
+    def _graph(self, rows: Sequence[dict[str, str]], chain: Sequence[tuple[str, ...]]) -> Iterator[dict[str, str]]:
+        """Every operator is a pool of `ray.workers` actors. All pools of a chain live at once, so each actor asks for a share of a
+        CPU: a chain can never starve for lack of whole ones."""
+        config = self.config
+        workers = max(1, min(config.ray.workers or int(ray.cluster_resources().get("CPU", 1)), len(rows)))
+        # A user's cluster may grow when it is asked to; what is there at the start says nothing.
+        grows = config.ray.address is not None and not config.ray.workers
+        _configure_ray_data()
+        step = max(1, min(_ROWS_A_BLOCK, len(rows) // (4 * workers)))
+        blocks = [pa.Table.from_pylist(list(rows[i : i + step]), schema=ROW) for i in range(0, len(rows), step)]
+        graph = ray.data.from_arrow(blocks)
+        for names in chain:
+            gpus = 1 / config.ray.workers_per_gpu if on_gpu(names, config) else 0
+            size = workers
+            if gpus:  # more than there is room for would wait for ever
+                size = max(1, min(size, int(ray.cluster_resources().get("GPU", 0) / gpus)))
+            graph = graph.map_batches(
+                StageWorker,
+                batch_format="pyarrow",
+                batch_size=step if gpus else None,  # Ray wants a number for operators on GPUs
+                compute=ActorPoolStrategy(min_size=1, max_size=min(len(rows), _MAX_WORKERS)) if grows else ActorPoolStrategy(size=size),
+                num_cpus=0.9 / len(chain),
+                num_gpus=gpus or None,
+                fn_constructor_args=(str(self.root), config, names, self.session),
+            )
+        for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from batch.to_pylist()
+
+    def _alone(self, item: dict[str, str]) -> list[dict[str, str]]:
+        """A suspect by itself, in a fresh process: its children, or its record as one that kills or hangs whoever touches it.
+
+        A worker may also be killed from outside, by the machine when its memory is short, say; so one more death is borne.
+        """
+        stage, config = item["stage"], self.config
+        names, ended, died = (stage,), [], ""
         gpus = 1 / config.ray.workers_per_gpu if on_gpu(names, config) else 0
-        size = workers
-        if gpus:  # more than there is room for would wait for ever
-            size = max(1, min(size, int(ray.cluster_resources().get("GPU", 0) / gpus)))
-        graph = graph.map_batches(
-            StageWorker,
-            batch_format="pyarrow",
-            batch_size=step if gpus else None,  # Ray wants a number for operators on GPUs
-            compute=ActorPoolStrategy(min_size=1, max_size=min(len(rows), _MAX_WORKERS)) if grows else ActorPoolStrategy(size=size),
-            num_cpus=0.9 / len(chain),
-            num_gpus=gpus or None,
-            fn_constructor_args=(str(root), config, names, session),
-        )
-    counts: Counter[tuple[str, str]] = Counter()
-    for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for item in batch.to_pylist():
-            assert item["stage"] == OUTCOME, f"a row of stage {item['stage']} came out of the graph"
-            stage, outcome, reason = json.loads(item["spec"])
-            counts[stage, outcome] += 1
-            progress(stage, outcome, reason)
-    return counts
+        task = ray.remote(num_cpus=0.9, num_gpus=gpus, max_retries=0)(run_alone)
+        for _ in range(config.limits.attempts):
+            try:
+                told: list[dict[str, str]] = ray.get(task.remote(str(self.root), config, item, self.session, StageWorker))
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as e:
+                died = type(e).__name__
+                ended.append(time.time())
+                continue
+            self._tell(told[0])
+            return told[1:]
+        self._tell(quarantine(self.root, config, item, self.session, ended, died))
+        return []
 
 
 def _configure_ray_data() -> None:

@@ -126,6 +126,14 @@ class LedgerWriter:
         self._attempts[unit] = attempt
         return len(list(folder.glob(f"{unit}-{session}-*")))
 
+    def open_since(self, unit: str, session: str) -> list[float]:
+        """When the attempts at `unit` that are open in this session began, in seconds of the epoch."""
+        return sorted(p.stat().st_mtime for p in (self._folder / "open").glob(f"{unit}-{session}-*"))
+
+    def withdraw(self, unit: str) -> None:
+        """Nothing was done at the attempt that was begun."""
+        self._attempts.pop(unit).unlink(missing_ok=True)
+
     def add(self, record: Record) -> None:
         """The unit's attempt ends here, before its record is on disk: whatever kills the worker now, it was not this unit."""
         self._records.append(record)

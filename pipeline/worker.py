@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
+import resource
 import subprocess
 import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from stages.outputs import Outputs
 
 ROW = pa.schema([("stage", pa.string()), ("unit", pa.string()), ("spec", pa.string())])
 OUTCOME = "outcome"  # the stage of a row that only tells the driver how a unit ended
+SUSPECT = "suspect"  # of a row whose spec is another row: a unit whose worker died under it, to be run again alone
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,15 @@ def build_stage(name: str, config: RunConfig) -> Callable[..., tuple[dict[str, A
 
 
 class StageWorker:
-    """For `Dataset.map_batches`: rows in, rows out (ROW). Rows of other stages pass through untouched."""
+    """For `Dataset.map_batches`: rows in, rows out (ROW). Rows of other stages pass through untouched.
 
-    def __init__(self, root: str, config: RunConfig, names: tuple[str, ...], session: str) -> None:
-        self._root, self._config, self._names, self._session = Path(root), config, names, session
+    Args:
+        session: of the driver; an attempt that is open in the same session is that of a worker which died.
+        alone: no other unit is in this process, so that a suspect may be run.
+    """
+
+    def __init__(self, root: str, config: RunConfig, names: tuple[str, ...], session: str, *, alone: bool = False) -> None:
+        self._root, self._config, self._names, self._session, self._alone = Path(root), config, names, session, alone
         self._fingerprints = fingerprints(config)
         self._stages: dict[str, Callable[..., tuple[dict[str, Any], list[Any]]]] = {}
         self._writers = {name: LedgerWriter(self._root, name) for name in names}
@@ -116,25 +126,14 @@ class StageWorker:
         """One unit to its outcome: the rows of its children, and one that tells the driver."""
         info, writer = STAGES[stage], self._writers[stage]
         seen = file_state(spec.uri) if isinstance(spec, SourceFile) else {}
-        deaths = writer.begin(spec.id, self._session) - 1
+        died = writer.begin(spec.id, self._session) > 1
+        if died and not self._alone:
+            writer.withdraw(spec.id)
+            return [{"stage": SUSPECT, "unit": spec.id, "spec": json.dumps(row(stage, spec))}]
         started = time.monotonic()
-        children: list[Any] = []
-        if deaths >= self._config.limits.attempts:
-            fields: dict[str, Any] = {
-                "outcome": Outcome.QUARANTINED,
-                "reason": "worker_died",
-                "message": f"killed its worker, or took longer than its {self._seconds(stage, spec):.0f} s (limits.unit_s), {deaths} times",
-                "attempts": deaths,
-            }
-        else:
-            fields, children = self._attempt(stage, spec, first=deaths + 1)
+        fields, children = self._attempt(stage, spec)
         record = Record(
-            stage=stage,
-            unit=spec.id,
-            kind=info.kind,
-            parent=_parent(spec),
-            source_uri=_source_uri(spec),
-            fingerprint=self._fingerprints[stage],
+            **_names(stage, spec, self._config),
             seconds=round(time.monotonic() - started, 3),
             children=[asdict(c) for c in children],
             **{**fields, "data": {**fields.get("data", {}), **seen}},
@@ -143,17 +142,18 @@ class StageWorker:
         told = {"stage": OUTCOME, "unit": spec.id, "spec": json.dumps([stage, record.outcome, record.reason])}
         return [told, *(row(info.next_stage, child) for child in children if info.next_stage)]
 
-    def _attempt(self, stage: str, spec: Any, first: int) -> tuple[dict[str, Any], list[Any]]:
+    def _attempt(self, stage: str, spec: Any) -> tuple[dict[str, Any], list[Any]]:
         """Runs the stage, again after an error while attempts are left; (fields of the record, children)."""
-        limits, seconds = self._config.limits, self._seconds(stage, spec)
+        limits, seconds = self._config.limits, unit_seconds(stage, spec, self._config)
         fields: dict[str, Any] = {}
-        for attempt in range(first, limits.attempts + 1):
+        for attempt in range(1, limits.attempts + 1):
             folder = f"artifacts/{stage}/{spec.id[:2]}/{spec.id}/{self._fingerprints[stage][:8]}-{uuid.uuid4().hex[:8]}"
             out = Outputs(self._root, folder, seconds)
             # A Python timer cannot fire while native code holds the interpreter; this one ends the process.
             faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
             try:
-                data, children = self._stage(stage)(spec, out)
+                with bounded_memory(limits.memory_gb):
+                    data, children = self._stage(stage)(spec, out)
                 out.flush()
                 return {
                     "outcome": Outcome.DONE,
@@ -168,6 +168,9 @@ class StageWorker:
                 break
             except subprocess.TimeoutExpired as e:
                 fields = {"outcome": Outcome.FAILED, "reason": "timeout", "message": str(e), "attempts": attempt}
+            except MemoryError:
+                message = f"took more than limits.memory_gb beyond what its worker had ({memory_gb(limits.memory_gb):.1f} GB)"
+                fields = {"outcome": Outcome.FAILED, "reason": "out_of_memory", "message": message, "attempts": attempt}
             except Exception as e:
                 where = traceback.extract_tb(e.__traceback__)[-1]
                 message = f"{type(e).__name__}: {e} ({Path(where.filename).name}:{where.lineno})"
@@ -177,16 +180,83 @@ class StageWorker:
             out.discard()
         return fields, []
 
-    def _seconds(self, stage: str, spec: Any) -> float:
-        """What a unit may take: frames that are drawn by large networks on a CPU are counted."""
-        clip = spec.clip if isinstance(spec, Pair) else spec
-        frames = clip.frames if isinstance(clip, Clip) else 0
-        return self._config.limits.unit_s + frames * frame_seconds(stage, self._config)
-
     def _stage(self, name: str) -> Callable[..., tuple[dict[str, Any], list[Any]]]:
         if name not in self._stages:
             self._stages[name] = build_stage(name, self._config)
         return self._stages[name]
+
+
+def run_alone(root: str, config: RunConfig, item: dict[str, str], session: str, worker: type[StageWorker]) -> list[dict[str, str]]:
+    """One row by itself, in a process of its own: how it ended, then its children."""
+    batch = pa.Table.from_pylist([item], schema=ROW)
+    told: list[dict[str, str]] = worker(root, config, (item["stage"],), session, alone=True)(batch).to_pylist()
+    return told
+
+
+def quarantine(root: Path, config: RunConfig, item: dict[str, str], session: str, ended: list[float], died: str) -> dict[str, str]:
+    """Records a unit that has killed or hung its worker, alone; the row that tells so. `ended`: when the attempts alone did."""
+    stage, spec = item["stage"], read_spec(STAGES[item["stage"]].spec, item["spec"])
+    writer = LedgerWriter(root, stage)
+    began = writer.open_since(spec.id, session)
+    took = [end - begin for begin, end in zip(began[-len(ended) :], ended, strict=False)]
+    seconds = unit_seconds(stage, spec, config)
+    hung = bool(took) and min(took) >= seconds
+    what = f"took longer than its {seconds:.0f} s (limits.unit_s)" if hung else f"killed its worker ({died})"
+    times = ", ".join(f"{datetime.fromtimestamp(t):%Y-%m-%d %H:%M:%S}" for t in began)
+    record = Record(
+        **_names(stage, spec, config),
+        outcome=Outcome.QUARANTINED,
+        reason="hung" if hung else "worker_died",
+        message=f"{what} in {stage}, at last alone: {times}; see it happen: crosspair replay {root} {spec.id} --stage {stage}",
+        attempts=len(began),
+        seconds=round(sum(took), 3),
+        data=file_state(spec.uri) if isinstance(spec, SourceFile) else {},
+    )
+    writer.add(record)
+    writer.flush()
+    return {"stage": OUTCOME, "unit": spec.id, "spec": json.dumps([stage, record.outcome, record.reason])}
+
+
+def unit_seconds(stage: str, spec: Any, config: RunConfig) -> float:
+    """What a unit may take: frames that are drawn by large networks on a CPU are counted."""
+    clip = spec.clip if isinstance(spec, Pair) else spec
+    frames = clip.frames if isinstance(clip, Clip) else 0
+    return config.limits.unit_s + frames * frame_seconds(stage, config)
+
+
+@contextmanager
+def bounded_memory(limit_gb: float) -> Iterator[None]:
+    """Allocations that take the process more than `limit_gb` (0: half of the machine's memory) beyond where it is now fail."""
+    lines = Path("/proc/self/status").read_text().splitlines() if Path("/proc/self/status").is_file() else []
+    data_kb = next((int(line.split()[1]) for line in lines if line.startswith("VmData")), None)
+    if data_kb is None:  # not Linux: the limit cannot be set
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    allowed = (data_kb << 10) + int(memory_gb(limit_gb) * 1e9)
+    if before[1] != resource.RLIM_INFINITY:
+        allowed = min(allowed, before[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def memory_gb(limit_gb: float) -> float:
+    return limit_gb or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2e9
+
+
+def _names(stage: str, spec: Any, config: RunConfig) -> dict[str, Any]:
+    """The fields of a record that say what it is about."""
+    return {
+        "stage": stage,
+        "unit": spec.id,
+        "kind": STAGES[stage].kind,
+        "parent": _parent(spec),
+        "source_uri": _source_uri(spec),
+        "fingerprint": fingerprints(config)[stage],
+    }
 
 
 def _parent(spec: Any) -> str:

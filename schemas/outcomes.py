@@ -47,6 +47,8 @@ REASONS: dict[str, str] = {
     "lost_driving_face": "no face was found in some frames of the driving video",
     "partner_gone": "its clip or its portrait is not accepted any more, or both are one person now",
     "timeout": "the unit took longer than its time limit",
+    "hung": "the unit took longer than its time limit each time, and its worker with it",
+    "out_of_memory": "the unit took more memory than `limits.memory_gb` allows",
     "worker_died": "the unit's worker died under it",
     "error": "an unexpected error; see the message",
 }

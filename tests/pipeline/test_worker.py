@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,13 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline import worker
 from pipeline.config import LimitsConfig, RayConfig, RunConfig, fingerprints
 from pipeline.executor import run_graph
 from pipeline.ledger import Ledger, Record
-from pipeline.worker import OUTCOME, ROW, StageWorker, row
+from pipeline.worker import OUTCOME, ROW, SUSPECT, StageWorker, row, run_alone, unit_seconds
 from schemas.ids import source_id
 from schemas.outcomes import Outcome, Rejection
 from schemas.units import Shot, SourceFile
@@ -44,6 +47,10 @@ def act(unit: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[Shot]]:
                 raise RuntimeError("the first time only")
         case "slow_tool":
             raise subprocess.TimeoutExpired("ffmpeg", 1.0)
+        case "glutton":
+            kept = []
+            while True:
+                kept.append(np.ones(10_000_000))
         case "exit":
             os._exit(1)
         case "hang":
@@ -68,8 +75,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def work(root: Path, *units: SourceFile, session: str = "s") -> list[dict[str, str]]:
-    import pyarrow as pa
-
     batch = pa.Table.from_pylist([row("ingest", u) for u in units], schema=ROW)
     result: list[dict[str, str]] = StageWorker(str(root), config(), ("ingest",), session)(batch).to_pylist()
     return result
@@ -123,18 +128,36 @@ class TestInProcess:
         assert worker.read_spec(Shot, told[1]["spec"]).source == source("parent")
 
     def test_rows_of_other_stages_pass_through(self, tmp_path: Path) -> None:
-        import pyarrow as pa
-
         batch = pa.Table.from_pylist([row("portraits", source("good"))], schema=ROW)
         assert StageWorker(str(tmp_path), config(), ("ingest",), "s")(batch).equals(batch)
 
-    def test_a_unit_that_killed_twice_is_quarantined_unopened(self, tmp_path: Path) -> None:
-        for _ in range(2):
-            StageWorker(str(tmp_path), config(), ("ingest",), "s")._writers["ingest"].begin(source("good").id, "s")
-        work(tmp_path, source("good"))
-        r = records(tmp_path)[source("good").id]
-        assert (r.outcome, r.reason, r.attempts) == (Outcome.QUARANTINED, "worker_died", 2)
-        assert not (tmp_path / "artifacts").exists()
+    def test_a_unit_that_killed_its_worker_is_not_touched_again_among_others(self, tmp_path: Path) -> None:
+        StageWorker(str(tmp_path), config(), ("ingest",), "s")._writers["ingest"].begin(source("good").id, "s")
+        told = work(tmp_path, source("good"), source("good", 1))
+        assert [r["stage"] for r in told] == [SUSPECT, OUTCOME]
+        assert json.loads(told[0]["spec"]) == row("ingest", source("good"))
+        assert not (tmp_path / "artifacts" / "ingest" / source("good").id[:2] / source("good").id).exists()
+        assert len(list((tmp_path / "ledger/ingest/open").iterdir())) == 1  # the death, no more
+
+    def test_a_suspect_that_is_well_alone_is_done_and_its_death_forgotten(self, tmp_path: Path) -> None:
+        StageWorker(str(tmp_path), config(), ("ingest",), "s")._writers["ingest"].begin(source("parent").id, "s")
+        told = run_alone(str(tmp_path), config(), row("ingest", source("parent")), "s", StageWorker)
+        assert [r["stage"] for r in told] == [OUTCOME, "faces"]
+        assert records(tmp_path)[source("parent").id].outcome == Outcome.DONE
+        assert not list((tmp_path / "ledger/ingest/open").iterdir())
+
+    def test_deaths_of_an_earlier_session_do_not_count(self, tmp_path: Path) -> None:
+        StageWorker(str(tmp_path), config(), ("ingest",), "earlier")._writers["ingest"].begin(source("good").id, "earlier")
+        assert [r["stage"] for r in work(tmp_path, source("good"))] == [OUTCOME]
+
+    def test_a_unit_that_takes_all_memory_fails_by_itself(self, tmp_path: Path) -> None:
+        limits = config(memory_gb=0.5)
+        batch = pa.Table.from_pylist([row("ingest", source("glutton")), row("ingest", source("good"))], schema=ROW)
+        StageWorker(str(tmp_path), limits, ("ingest",), "s")(batch)
+        r = records(tmp_path)[source("glutton").id]
+        assert (r.outcome, r.reason) == (Outcome.FAILED, "out_of_memory") and "0.5 GB" in r.message
+        assert records(tmp_path)[source("good").id].outcome == Outcome.DONE
+        assert np.ones(100_000_000).nbytes == 800_000_000  # the limit went with the unit
 
     def test_a_stage_that_cannot_be_built_fails_its_units(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(*_: object) -> Callable[..., Any]:
@@ -192,15 +215,18 @@ def test_deaths_and_hangs_on_ray_cost_only_their_units(tmp_path: Path, monkeypat
     outcomes = {u.uri: records(tmp_path)[u.id] for u in units}
     assert {uri: (r.outcome, r.reason) for uri, r in outcomes.items() if r.outcome != "done"} == {
         "/exit/0": ("quarantined", "worker_died"),
-        "/hang/0": ("quarantined", "worker_died"),
+        "/hang/0": ("quarantined", "hung"),
         "/raise/0": ("failed", "error"),
         "/reject/0": ("rejected", "no_face"),
     }
     assert sum(counts.values()) == len(seen) == len(units)
+    killer, sleeper = outcomes["/exit/0"], outcomes["/hang/0"]
+    assert f"crosspair replay {tmp_path} {killer.unit} --stage ingest" in killer.message and killer.attempts == 3
+    assert sleeper.attempts == 3 and sleeper.message.count(":") >= 6 and sleeper.seconds > 6  # three times of day
     assert not list((tmp_path / "ledger/ingest/open").iterdir())
 
 
-def test_frames_that_a_cpu_draws_slowly_are_given_their_time(tmp_path: Path) -> None:
+def test_frames_that_a_cpu_draws_slowly_are_given_their_time() -> None:
     from pipeline.config import ReenactorConfig
     from schemas.units import Clip, Pair, PortraitUnit
     from stages.liveportrait_settings import LivePortraitConfig
@@ -214,8 +240,7 @@ def test_frames_that_a_cpu_draws_slowly_are_given_their_time(tmp_path: Path) -> 
     pair = Pair(id="q", clip=clip, portrait=portrait, motion_folder="")
 
     def seconds(reenactor: ReenactorConfig, stage: str, spec: Any) -> float:
-        run_config = RunConfig(run="run", clips="clips", reenactor=reenactor)
-        return StageWorker(str(tmp_path), run_config, (stage,), "s")._seconds(stage, spec)
+        return unit_seconds(stage, spec, RunConfig(run="run", clips="clips", reenactor=reenactor))
 
     cpu = ReenactorConfig(engine="liveportrait", models="m", liveportrait=LivePortraitConfig(provider="cpu"))
     cuda = ReenactorConfig(engine="liveportrait", models="m", liveportrait=LivePortraitConfig(provider="cuda"))
