@@ -4,7 +4,7 @@ DEMO ?= demo
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench campaign clean
 
 setup: $(READY)
 
@@ -29,6 +29,8 @@ test: lint
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+campaign: $(READY)
+	$(BIN)/python -m campaigns
 
 clean:
 	rm -rf .venv demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
