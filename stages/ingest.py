@@ -17,12 +17,13 @@ from schemas.ids import shot_id
 from schemas.outcomes import Rejection
 from schemas.units import Shot, SourceFile
 from stages.content import check_content, read_content
-from stages.media import DISORDER_S, SourceFrame, check_readable, decode
+from stages.media import DISORDER_S, SourceFrame, check_bounds, check_readable, convert, decode
 from stages.outputs import Outputs
 from stages.sound import extract_sound
 
 TIMING, SOUND = "timing.npz", "sound.s16"
 _THUMB_PX = 160  # cuts are seen as well in small pictures
+_MAX_THUMB_PX = 16 * _THUMB_PX  # a picture one pixel wide would become a tower
 _MAX_GAP_S = 2.0  # a frame that stays longer is the last one of its shot
 _MAX_PAUSE_S = 10.0  # a clock that jumps farther is another clock; ffmpeg takes it so too
 _UNKNOWN_PAUSE_S = 3.0  # what is put for such a jump: longer than a gap within a shot
@@ -91,6 +92,7 @@ class Ingest:
         times: list[float] = []
         cuts: list[int] = []
         size = (0, 0)
+        check_bounds(path, max_pixels=config.max_frame_pixels, max_frames=config.max_frames)
         for frame in decode(path):
             raw = frame.raw
             if raw.width * raw.height > config.max_frame_pixels:
@@ -103,7 +105,8 @@ class Ingest:
                 raise Rejection("frame_size_changes", f"{path}: {stored} becomes {(raw.width, raw.height)} at frame {frame.index}")
             pts.append(frame.pts)
             times.append(frame.time_s)
-            thumb = raw.reformat(_THUMB_PX, max(2, round(_THUMB_PX * raw.height / raw.width)), "bgr24").to_ndarray()
+            height = min(_MAX_THUMB_PX, max(2, round(_THUMB_PX * raw.height / raw.width)))
+            thumb = convert(raw, width=_THUMB_PX, height=height, format="bgr24").to_ndarray()
             cuts += [c.frame_num for c in detector.process_frame(FrameTimecode(frame.index, 25.0), thumb)]
         return np.array(pts, np.int64), np.array(times), cuts, size
 

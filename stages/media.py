@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
 from schemas.outcomes import Rejection
@@ -21,6 +24,8 @@ _SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 _RAW_STREAMS = {"h264"}  # no container, so no timestamps that mean anything
 _MIN_SUFFIX_OF_MP4 = b"ftyp"
 _SEEK_BACK_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # a stream may be joined only at a key frame; few are 16 s apart
+_FIELDS_APART = {"mpegts", "mpeg", "h264"}  # here the two fields of an interlaced picture may be packets of their own
+_NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 DISORDER_S = 0.5  # time stamps out of order by no more than this belong together
 
 
@@ -57,9 +62,35 @@ def open_video(path: Path) -> Iterator[av.container.InputContainer]:
         reason = "truncated" if looks_like_mp4 else "not_media"
         raise Rejection(reason, f"{path}: {e.strerror or e}") from e
     with container:
-        if not container.streams.video:
+        if _picture_stream(container) is None:
             raise Rejection("no_video", f"{path}: holds no video stream")
         yield container
+
+
+def _picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The first video stream that is no attached picture: the cover of a song is no video."""
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+
+
+def check_bounds(path: Path, *, max_pixels: int, max_frames: int) -> None:
+    """Refuses what is too large before a frame of it is decoded: a bomb costs its reading, not its unpacking.
+
+    Headers are not believed about the number of frames, packets are counted; about their size they are, where they say too much.
+
+    Raises:
+        Rejection: as `open_video`; frame_too_large, too_many_frames.
+    """
+    with _open_stream(path) as (container, stream):
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > max_pixels:
+            raise Rejection("frame_too_large", f"{path}: frames are {width} x {height}, says its header")
+        most = max_frames * (2 if _FIELDS_APART & set(container.format.name.split(",")) else 1)
+        packets = 0
+        with suppress(av.FFmpegError):  # damage ends the stream early
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                if packets > most:
+                    raise Rejection("too_many_frames", f"{path}: more than {max_frames} frames")
 
 
 def check_readable(path: Path) -> None:
@@ -74,6 +105,10 @@ def check_readable(path: Path) -> None:
                 raise Rejection("empty_file", f"{path}: has no bytes")
     except PermissionError as e:
         raise Rejection("unreadable", f"{path}: {e.strerror}") from e
+    except OSError as e:
+        if e.errno not in _NO_NAMES:
+            raise
+        raise Rejection("missing", f"{path}: no file can have this name") from e
 
 
 def has_timestamps(container: av.container.InputContainer) -> bool:
@@ -106,6 +141,8 @@ def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0) ->
                 if index >= start_index:
                     yield _source_frame(container, stream, index, raw, turn)
         except av.FFmpegError as e:
+            if e.errno == errno.ENOMEM:  # no damage: the frames that follow may be well
+                raise MemoryError(f"{path}: no memory to decode it") from e
             if not decoded:
                 raise Rejection("decode_error", f"{path}: {e.strerror or e}") from e
         if not decoded:
@@ -152,7 +189,8 @@ def _find(frames: Iterator[av.VideoFrame], pts: int, latest: float) -> av.VideoF
 @contextmanager
 def _open_stream(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     with open_video(path) as container:
-        stream = container.streams.video[0]
+        stream = _picture_stream(container)
+        assert stream is not None  # or it would not have been opened
         if stream.codec_context is None:
             raise Rejection("decode_error", f"{path}: nobody here knows the codec of its video stream")
         stream.codec_context.thread_count = 1  # we parallelise over units, not inside one
@@ -169,12 +207,13 @@ def _source_frame(
 
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
     """cv2 converts, because PyAV's own RGB is about one level too dark; swscale only brings the frame to limited-range BT.601 I420."""
-    width, height = frame.width & ~1, frame.height & ~1
+    width, height = max(2, frame.width & ~1), max(2, frame.height & ~1)
     matrix = Colorspace.ITU709 if frame.colorspace == Colorspace.ITU709 else Colorspace.ITU601
     full_range = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
     plain = frame.format.name == "yuv420p" and not full_range and matrix == Colorspace.ITU601
     if not plain or (width, height) != (frame.width, frame.height):
-        frame = frame.reformat(
+        frame = convert(
+            frame,
             width=width,
             height=height,
             format="yuv420p",
@@ -184,6 +223,17 @@ def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
             dst_color_range=ColorRange.MPEG,
         )
     return cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420)
+
+
+def convert(frame: av.VideoFrame, **to: Any) -> av.VideoFrame:
+    """`frame.reformat`; Rejection (decode_error) for what swscale cannot convert: pictures a pixel wide, odd formats."""
+    try:
+        return frame.reformat(**to)
+    except av.FFmpegError as e:
+        if e.errno == errno.ENOMEM:
+            raise MemoryError(f"no memory to convert a frame of {frame.width} x {frame.height}") from e
+        what = f"frames of {frame.width} x {frame.height} in {frame.format.name}"
+        raise Rejection("decode_error", f"nobody here can convert {what}: {e.strerror or e}") from e
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
@@ -233,6 +283,10 @@ def read_image(path: Path) -> np.ndarray:
                 upright = Image.alpha_composite(Image.new("RGBA", rgba.size, (128, 128, 128, 255)), rgba)
             return np.asarray(upright.convert("RGB"))
     except Rejection:
+        raise
+    except Image.DecompressionBombError as e:
+        raise Rejection("frame_too_large", f"{path}: {e}") from e
+    except MemoryError:
         raise
     except Exception as e:  # damage shows in many ways: Pillow's readers raise SyntaxError, struct.error and more
         raise Rejection("not_media", f"{path}: {e}") from e

@@ -35,7 +35,7 @@ def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float)
     resampled = source["a:0"].filter("aresample", SAMPLE_RATE_HZ, **{"async": 1, "first_pts": 0})
     sound = resampled.output(f"file:{out.absolute()}", format="s16le", ac=1, ar=SAMPLE_RATE_HZ, acodec="pcm_s16le", t=duration_s, threads=1)
     # MPEG-TS, MPEG-PS and Ogg start where the first stream in use does: the picture is in use, so that late sound stays late
-    picture = source["v:0"].output("-", format="null", vcodec="copy", t=duration_s)
+    picture = source["V:0"].output("-", format="null", vcodec="copy", t=duration_s)
     streams = ffmpeg.merge_outputs(sound, picture).global_args("-nostdin", "-loglevel", "error", "-y")
     done = subprocess.run(streams.compile(cmd=imageio_ffmpeg.get_ffmpeg_exe()), capture_output=True, timeout=timeout_s, check=False)
     if done.returncode:
