@@ -122,10 +122,12 @@ def _one_run(base: Path, report: Report, random: Random, seconds: float, mode: s
         try:
             killed, alone_killed, lethal = False, 0, False
             while len(report.kills) < kills and not lethal:
+                part = 1 / 4 if killed else 1  # the next worker soon after the first: a unit may lose two
                 if random.random() < 0.5:
-                    ended = session.wait(random.uniform(0, seconds))
+                    ended = session.wait(random.uniform(0, seconds * part))
                 else:  # a moment at which something happens, in the ledger or in the shards
-                    ended = session.wait_for_traces(random.randint(1, paths)) or session.wait(random.uniform(0, 0.3))
+                    n = random.randint(1, round(paths * part))
+                    ended = session.wait_for_traces(n) or session.wait(random.uniform(0, 0.3))
                 if ended:
                     break
                 victim = random.choice(VICTIMS)
@@ -138,7 +140,7 @@ def _one_run(base: Path, report: Report, random: Random, seconds: float, mode: s
                 alone_killed += what == "alone worker"
                 after = time.monotonic() - session.started
                 if lethal:  # the others live on for a moment, and may do harm
-                    session.wait(random.uniform(0, PATIENCE_S))
+                    time.sleep(random.uniform(0, PATIENCE_S))
                 left = session.end() if lethal else 0
                 report.kills.append(Kill(report.runs, what, round(after, 1), mode, left))
                 more = f", {left} processes were left and killed too" if left else ""
@@ -151,8 +153,8 @@ def _one_run(base: Path, report: Report, random: Random, seconds: float, mode: s
                 return [f"hung {'after a kill of a worker' if killed else 'undisturbed'}: {session.said()}"]
             if code:
                 return [f"ended with {code} {'after a kill of a worker' if killed else 'undisturbed'}: {session.said()}"]
-            left = session.left_behind()
-            return [f"left behind: {', '.join(left)}"] if left else []
+            behind = session.left_behind()
+            return [f"left behind: {', '.join(behind)}"] if behind else []
         finally:
             session.end()
 

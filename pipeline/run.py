@@ -108,7 +108,8 @@ def _prepare(
         start()
         run_graph(due, (("ingest",), ("faces", "portraits")), root, config, watcher.unit)
         state = read_prepared(root, config, clips, images)
-        sweep(root, {"ingest": state.ingest, "faces": state.faces, "portraits": state.portraits})
+    # Also when nothing was due: the session that did the last unit may have been killed before it came to this.
+    sweep(root, {"ingest": state.ingest, "faces": state.faces, "portraits": state.portraits})
     save_prepared(root, state)
     return state
 
@@ -158,8 +159,7 @@ def _generate(root: Path, config: RunConfig, prepared: Prepared, watcher: Watche
     if due:
         run_graph(due, (("reenact",), ("regions",)), root, config, watcher.unit)
         state = read_generated(root, config, prepared, planned)
-    if due or motion:
-        sweep(root, {"motion": state.motion, "reenact": state.reenact, "regions": state.regions})
+    sweep(root, {"motion": state.motion, "reenact": state.reenact, "regions": state.regions})
     save_outcomes(root, prepared, state)
     return state
 

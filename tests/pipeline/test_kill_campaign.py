@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from smallworld import Finished
+from smallworld import Finished, World
 
 from campaigns.kills import campaign, compare
 
@@ -76,3 +77,15 @@ def without_a_tar(root: Path) -> None:
 def test_harm_is_seen(finished: Finished, copied: Path, harm: Callable[[Path], None], says: str) -> None:
     harm(copied)
     assert any(says in violation for violation in compare(finished.root, copied))
+
+
+def test_what_a_killed_worker_left_goes_though_nothing_is_due(finished: Finished, world: World) -> None:
+    """As after a kill between the last unit's record and the sweep behind it."""
+    root = world.base / "unswept"
+    shutil.copytree(finished.root, root)
+    for stage in ("faces", "reenact"):
+        winner = next((root / "artifacts" / stage).glob("*/*/*"))
+        shutil.copytree(winner, winner.parent / f"{winner.name[:8]}-00000000")
+    assert len(compare(finished.root, root)) == 2
+    world.run("unswept")
+    assert compare(finished.root, root) == []
