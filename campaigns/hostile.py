@@ -171,14 +171,8 @@ def mp4(codec: bytes, size: tuple[int, int], frames: int, frame: bytes, *, delta
         media = _box(b"minf", _box(b"vmhd", bytes(3), b"\1", bytes(8)), data_reference, _box(b"stbl", *tables))
         mdhd = _full(b"mdhd", struct.pack(">4IHH", 0, 0, 25, duration, 0x55C4, 0))
         hdlr = _full(b"hdlr", bytes(4), b"vide", bytes(13))
-        tkhd = _box(
-            b"tkhd",
-            b"\0\0\0\3",
-            struct.pack(">5I", 0, 0, 1, 0, duration),
-            bytes(16),
-            identity,
-            struct.pack(">II", size[0] << 16, size[1] << 16),
-        )
+        shown = struct.pack(">II", size[0] << 16, size[1] << 16)
+        tkhd = _box(b"tkhd", b"\0\0\0\3", struct.pack(">5I", 0, 0, 1, 0, duration), bytes(16), identity, shown)
         mvhd = _full(b"mvhd", struct.pack(">4IIH", 0, 0, 25, duration, 1 << 16, 256), bytes(10), identity, bytes(24), struct.pack(">I", 2))
         return _box(b"moov", mvhd, _box(b"trak", tkhd, _box(b"mdia", mdhd, hdlr, media)))
 
@@ -259,14 +253,15 @@ def _make_pointers(folder: Path, trap: Trap) -> dict[Path, frozenset[str]]:
     places = {"beside": os.path.relpath(trap.folder, folder), "absolute": str(trap.folder), "address": trap.url}
     made = {}
     for where, place in places.items():
+        hls = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n"
         texts = {
-            "playlist": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1.0,\n{place}/canary.ts\n#EXT-X-ENDLIST\n",
+            "playlist": f"{hls}#EXTINF:1.0,\n{place}/canary.ts\n#EXT-X-ENDLIST\n",
             "master": f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{place}/canary.m3u8\n",
-            "key": f'#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXT-X-KEY:METHOD=AES-128,URI="{place}/canary.key"\n#EXTINF:1,\n{place}/canary.ts\n',
-            "map": f'#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXT-X-MAP:URI="{place}/canary.mp4"\n#EXTINF:1,\n{place}/canary.m4s\n#EXT-X-ENDLIST\n',
+            "key": f'{hls}#EXT-X-KEY:METHOD=AES-128,URI="{place}/canary.key"\n#EXTINF:1,\n{place}/canary.ts\n',
+            "map": f'{hls}#EXT-X-MAP:URI="{place}/canary.mp4"\n#EXTINF:1,\n{place}/canary.m4s\n#EXT-X-ENDLIST\n',
             "concat": f"ffconcat version 1.0\nfile '{place}/canary.mp4'\n",
-            "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT1S"><Period>'
-            f"<BaseURL>{place}/canary.mp4</BaseURL><AdaptationSet mimeType='video/mp4'><Representation id='1' bandwidth='1'/>"
+            "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT1S">'
+            f"<Period><BaseURL>{place}/canary.mp4</BaseURL><AdaptationSet mimeType='video/mp4'><Representation id='1' bandwidth='1'/>"
             "</AdaptationSet></Period></MPD>\n",
             "stream": f"[Reference]\nRef1={place}/canary.mp4\n",
         }
@@ -337,8 +332,8 @@ def _make_liars(folder: Path) -> dict[Path, frozenset[str]]:
     """Headers that claim another duration, number of frames or size than there is."""
     plain = write_clip(folder / "plain.mp4").read_bytes()
     longer = bytearray(plain)
-    for name, offset in ((b"mvhd", 20), (b"tkhd", 24), (b"mdhd", 20)):
-        at = plain.index(name) + offset
+    for box, offset in ((b"mvhd", 20), (b"tkhd", 24), (b"mdhd", 20)):
+        at = plain.index(box) + offset
         longer[at : at + 4] = b"\x7f\xff\xff\xff"
     wide = bytearray(plain)
     at = plain.index(b"mp4v", plain.index(b"stsd")) + 28
@@ -362,7 +357,7 @@ def _make_liars(folder: Path) -> dict[Path, frozenset[str]]:
 
 
 def _attach(path: Path) -> None:
-    """Lays a picture, a program and a playlist into a Matroska file."""
+    """Lays a large picture and a program into a Matroska file."""
     import subprocess
 
     import imageio_ffmpeg
@@ -371,18 +366,12 @@ def _attach(path: Path) -> None:
     options: list[str] = []
     for k, (name, (data, kind)) in enumerate(extras.items()):
         path.with_name(name).write_bytes(data)
-        options += [
-            "-attach",
-            str(path.with_name(name)),
-            f"-metadata:s:t:{k}",
-            f"mimetype={kind}",
-            f"-metadata:s:t:{k}",
-            f"filename=../{name}",
-        ]
+        options += ["-attach", str(path.with_name(name))]
+        options += [o for about in (f"mimetype={kind}", f"filename=../{name}") for o in (f"-metadata:s:t:{k}", about)]
     plain = path.rename(path.with_name("unattached.bin"))
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-i", str(plain), "-c", "copy", *options, str(path)]
     subprocess.run(command, check=True)
-    for used in (plain, *(path.with_name(name) for name in extras)):
+    for used in (plain, *map(path.with_name, extras)):
         used.unlink()
 
 
@@ -393,9 +382,7 @@ def _make_strange_clocks(folder: Path) -> dict[Path, frozenset[str]]:
         write_clip(folder / "negative.mkv", times_ms=range(-320, 0, 40)): frozenset({ACCEPTED}),
         write_clip(folder / "before all time.ts", times_ms=range(-90_000, -89_680, 40)): frozenset({ACCEPTED}),
         _joined(folder, "backwards.ts", back): frozenset({ACCEPTED}),
-        write_clip(folder / "far.mkv", times_ms=[0, 40, 80, 2**45, 2**45 + 40, 2**45 + 80, 2**45 + 120, 2**45 + 160]): frozenset(
-            {ACCEPTED}
-        ),
+        write_clip(folder / "far.mkv", times_ms=[0, 40, 80, *range(2**45, 2**45 + 200, 40)]): frozenset({ACCEPTED}),
         write_clip(folder / "changing.avi", changing, codec="mjpeg"): frozenset({"frame_size_changes"}),
         write_clip(folder / "changing.mkv", changing, codec="mjpeg"): frozenset({"frame_size_changes"}),
     }

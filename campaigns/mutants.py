@@ -295,7 +295,7 @@ def make_clips(folder: Path, frames: int = 40) -> list[Path]:
     plain = folder / "plain.mp4"
     with FootageWriter(plain, (256, 256), 25) as writer:
         for k in range(frames):
-            shift = np.float32([[1, 0, 8 * np.sin(k / 6) - 96], [0, 1, 5 * np.cos(k / 6)]])
+            shift = np.array([[1, 0, 8 * np.sin(k / 6) - 96], [0, 1, 5 * np.cos(k / 6)]], np.float32)
             writer.write(cv2.warpAffine(photograph, shift, (256, 256), borderMode=cv2.BORDER_REPLICATE))
         writer.write_sound((8000 * np.sin(2 * np.pi * 440 * np.arange(frames * SOUND_HZ // 25) / SOUND_HZ)).astype(np.int16))
     others = {

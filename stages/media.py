@@ -73,7 +73,8 @@ def _picture_stream(container: av.container.InputContainer) -> av.VideoStream | 
 
 
 def check_bounds(path: Path, *, max_pixels: int, max_frames: int) -> None:
-    """Refuses what is too large before a frame of it is decoded: a bomb costs its reading, not its unpacking.
+    """Refuses what is too large before all of it is decoded: a bomb costs its reading, and at most one frame that ffmpeg probes
+    (268 million pixels, by a bound of its own; `max_pixels` would make it forget the size that the refusal tells).
 
     Headers are not believed about the number of frames, packets are counted; about their size they are, where they say too much.
 

@@ -43,16 +43,9 @@ def test_mutants_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
 
 def test_the_checker_sees_what_was_lost_doubled_or_nameless(tmp_path: Path) -> None:
     root, uri = tmp_path / "run", str(tmp_path / "a.mp4")
-    row = {"source": "s", "uri": uri, "kind": "clip", "outcome": "rejected", "reason": "not_media"}
-    unit = {
-        "unit": "s",
-        "kind": "source",
-        "source_uri": uri,
-        "stage": "ingest",
-        "outcome": "rejected",
-        "reason": "not_media",
-        "message": "",
-    }
+    verdict = {"outcome": "rejected", "reason": "not_media"}
+    row = {"source": "s", "uri": uri, "kind": "clip", **verdict}
+    unit = {"unit": "s", "kind": "source", "source_uri": uri, "stage": "ingest", "message": "", **verdict}
 
     def check(sources: list[dict], outcomes: list[dict]) -> list[str]:
         tables.save(root, "sources", sources, tables.SOURCES)
