@@ -391,6 +391,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="writes the report there too")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing of ours outlives us then either
     report = campaign(options.kills, options.seed, partial(print, flush=True))
     if options.json:
         options.json.write_text(json.dumps(asdict(report), indent=1))
