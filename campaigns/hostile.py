@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import http.server
+import io
 import os
 import socket
 import struct
+import subprocess
 import threading
 import zlib
 from collections.abc import Iterable
@@ -14,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
@@ -216,8 +219,6 @@ def zeros_deflated(megabytes: int) -> bytes:
 
 def jpeg(size: tuple[int, int] | None = None) -> bytes:
     """A picture of 64 x 64, whose header may claim another size."""
-    import io
-
     f = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(f, "JPEG")
     data = bytearray(f.getvalue())
@@ -353,15 +354,20 @@ def _make_liars(folder: Path) -> dict[Path, frozenset[str]]:
         (folder / name).write_bytes(data)
     covered = write_clip(folder / "attachments.mkv")
     _attach(covered)
-    return {folder / name: reasons for name, (_, reasons) in files.items()} | {covered: frozenset({ACCEPTED})}
+    (folder / "cover.bin").write_bytes(jpeg())
+    as_cover = "-map 0 -map 1 -c:v copy -disposition:v attached_pic"
+    _ffmpeg("-f", "lavfi", "-i", "sine=d=1", "-i", folder / "cover.bin", *as_cover.split(), folder / "song.mp4")
+    (folder / "cover.bin").unlink()
+    expected = {folder / name: reasons for name, (_, reasons) in files.items()}
+    return expected | {covered: frozenset({ACCEPTED}), folder / "song.mp4": frozenset({"no_video"})}
+
+
+def _ffmpeg(*arguments: str | Path) -> None:
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", *map(str, arguments)], check=True)
 
 
 def _attach(path: Path) -> None:
     """Lays a large picture and a program into a Matroska file."""
-    import subprocess
-
-    import imageio_ffmpeg
-
     extras = {"cover.jpg": (jpeg((9_000, 9_000)), "image/jpeg"), "x.sh": (b"#!/bin/sh\nexit 1\n", "text/x-sh")}
     options: list[str] = []
     for k, (name, (data, kind)) in enumerate(extras.items()):
@@ -369,8 +375,7 @@ def _attach(path: Path) -> None:
         options += ["-attach", str(path.with_name(name))]
         options += [o for about in (f"mimetype={kind}", f"filename=../{name}") for o in (f"-metadata:s:t:{k}", about)]
     plain = path.rename(path.with_name("unattached.bin"))
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-i", str(plain), "-c", "copy", *options, str(path)]
-    subprocess.run(command, check=True)
+    _ffmpeg("-i", plain, "-c", "copy", *options, path)
     for used in (plain, *map(path.with_name, extras)):
         used.unlink()
 

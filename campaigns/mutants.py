@@ -6,6 +6,7 @@ import argparse
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +38,7 @@ _CONFIG = {
     "clips": ["clips"],
     "portraits": ["images"],
     "video": {"size_px": 64},
-    "ingest": {"max_frames": 250, "max_frame_pixels": 4_000_000},
+    "ingest": {"max_frames": 400, "max_frame_pixels": 4_000_000},
     "faces": {"survey_every": 10},
     "limits": {"unit_s": 60.0, "memory_gb": 2.0},
     "ray": {"workers": 2},
@@ -107,11 +108,13 @@ class _Quiet:
 
 
 def make_mutants(clips: Sequence[Path], folder: Path, count: int, rng: random.Random) -> list[Path]:
-    """Writes `count` mutants; each clip and each mutation comes up as often as the others. A name tells how its file was made."""
+    """Writes `count` mutants, in rounds over every mutation of every clip. A name tells how its file was made."""
     bodies = [clip.read_bytes()[:_MAX_BYTES] for clip in clips]
+    kinds = [(which, mutation) for which in range(len(clips)) for mutation in _MUTATIONS]
+    rng.shuffle(kinds)  # so that a short campaign has some of each
     made = []
     for k in range(count):
-        which, (name, mutate) = k % len(clips), _MUTATIONS[k // len(clips) % len(_MUTATIONS)]
+        which, (name, mutate) = kinds[k % len(kinds)]
         data = mutate(bodies[which], bodies[rng.randrange(len(bodies))], rng)
         made.append(folder / f"{k:04d} {name} {clips[which].name}")
         made[-1].write_bytes(data)
@@ -275,16 +278,14 @@ def processes_with(variable: str) -> list[str]:
 
 
 def find_clips(folder: Path) -> list[Path]:
-    """The real clips below CROSSPAIR_SHARED; without that, clips made here below `folder`."""
-    if shared := os.environ.get("CROSSPAIR_SHARED"):
-        return sorted(p for p in (Path(shared) / "realdata" / "clips").iterdir() if p.suffix.lower() in CLIP_SUFFIXES)
-    return make_clips(folder)
+    """Clips made here below `folder`, in every container, and the real clips below CROSSPAIR_SHARED where that is set."""
+    shared = os.environ.get("CROSSPAIR_SHARED")
+    real = (Path(shared) / "realdata" / "clips").iterdir() if shared else ()
+    return make_clips(folder) + sorted(p for p in real if p.suffix.lower() in CLIP_SUFFIXES)
 
 
 def make_clips(folder: Path, frames: int = 40) -> list[Path]:
     """A photographed face that sways, with a tone, in the containers and codecs that people have."""
-    import subprocess
-
     import imageio_ffmpeg
     import skimage.data
 

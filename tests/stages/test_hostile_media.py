@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))  # campaigns/ is no part of the installed package
 
-from campaigns.hostile import ACCEPTED, NOT_UTF8, Trap, make_hostile, make_hostile_images
+from campaigns.hostile import ACCEPTED, Trap, make_hostile, make_hostile_images
 from pipeline.worker import bounded_memory
 from schemas.ids import source_id
 from schemas.outcomes import Rejection
@@ -53,15 +51,14 @@ def look(path: Path, root: Path) -> str:
 def test_hostile_files_end_as_foreseen(hostile: dict[Path, frozenset[str]], trap: Trap, tmp_path: Path) -> None:
     """All in one test, because the trap is one; every fault is told."""
     trap.sprung()
-    faults, most = [], 0.0
+    faults = []
     for k, (path, allowed) in enumerate(hostile.items()):
-        began = time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        began = time.process_time()
         try:
             reason = look(path, tmp_path / str(k))
         except Exception as e:
             reason = f"{type(e).__name__}: {e}"
-        took = time.process_time() - began[0]
-        most = max(most, took)
+        took = time.process_time() - began
         if reason not in allowed:
             faults.append(f"{path.name!r}: {reason or 'accepted'}, not one of {sorted(allowed)}")
         if took > _SECONDS:
@@ -81,10 +78,6 @@ def test_the_trap_springs(trap: Trap, hostile: dict[Path, frozenset[str]]) -> No
     with pytest.raises(av.FFmpegError):
         av.open(str(folder / "playlist address.m3u8"), options={"protocol_whitelist": "file,http,tcp"}).close()
     assert trap.sprung() == [f"{trap.url}/canary.ts"]
-
-
-def test_a_name_that_is_no_utf8_is_opened_as_it_is(trap: Trap, hostile: dict[Path, frozenset[str]]) -> None:
-    assert (trap.folder.parent / "clips" / "names" / os.fsdecode(NOT_UTF8)) in hostile
 
 
 def test_names_that_no_file_can_have_are_missing(tmp_path: Path) -> None:
