@@ -44,7 +44,7 @@ from schemas.ids import file_digest
 from schemas.outcomes import Outcome
 
 MODES = ("streaming", "staged")
-VICTIMS = ("worker", "worker", "driver", "raylet")  # drawn from; most deaths in the field are a worker's
+VICTIMS = ("worker", "worker", "worker", "driver", "raylet")  # drawn from; most deaths in the field are a worker's
 ATTEMPTS = 2  # limits.attempts
 PATIENCE_S = 5.0  # for what should go by itself, before it counts as left behind
 POLL_S = 0.03
