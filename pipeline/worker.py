@@ -67,7 +67,7 @@ def file_state(uri: str) -> dict[str, int]:
     """Size and time of a file as its record keeps them; -1 where there is none. What differs from the record is due again."""
     try:
         stat = Path(uri).stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a manifest's name with a NUL in it
         return {"size_bytes": -1, "mtime_ns": -1}
     return {"size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
