@@ -61,8 +61,8 @@ def test_the_command_shows_result_rejection_and_error(copied: Path) -> None:
     ("arguments", "told"),
     [
         (("nobody",), "no unit nobody"),
-        (("nobody", "--stage", "faces"), "stage faces has no unit nobody"),
-        (("x", "--stage", "dance"), "--stage dance: one of ingest"),
+        (("nobody", "faces"), "stage faces has no unit nobody"),
+        (("x", "dance"), "--stage dance: one of ingest"),
     ],
 )
 def test_what_is_not_there_is_told(finished: Finished, arguments: tuple[str, ...], told: str) -> None:
