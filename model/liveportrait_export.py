@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import uuid
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -31,7 +29,7 @@ from torch import Tensor, nn
 from model.liveportrait import LivePortrait, MotionExtractor, MotionOutput
 from model.liveportrait_inference import AppearanceInference, WarpingInference
 from model.liveportrait_inference_generator import GeneratorInference
-from schemas.files import flush_to_disk
+from schemas.files import atomic_file
 
 Precision = Literal["fp32", "fp16"]
 
@@ -95,7 +93,8 @@ def export_liveportrait(networks: LivePortrait, folder: Path, *, side: int = 256
         exact = name not in ("appearance_feature_extractor", "warping_spade")
         about = {"crosspair.format": FORMAT, "crosspair.side": str(side), "crosspair.precision": "fp32" if exact else precision}
         onnx.helper.set_model_props(model, about)
-        write_whole(folder / f"{name}.onnx", model.SerializeToString(deterministic=True))
+        with atomic_file(folder / f"{name}.onnx") as f:
+            f.write(model.SerializeToString(deterministic=True))
     return [folder / name for name in FILES]
 
 
@@ -205,17 +204,3 @@ def silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """The file appears under its name whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-        flush_to_disk(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)

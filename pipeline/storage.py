@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from schemas.files import flush_to_disk
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name whole, flushed to the disk, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-        flush_to_disk(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+from schemas.files import atomic_file
 
 
 def write_atomic(path: Path, data: bytes) -> None:
