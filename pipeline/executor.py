@@ -71,11 +71,12 @@ def run_graph(
     """
     work = _Work(root, config, progress, uuid.uuid4().hex[:8])
     if config.ray.mode == "streaming":
-        work.chained(rows, chain)
+        rows = work.chained(rows, chain)
     else:
         for names in chain:
             mine = [r for r in rows if r["stage"] in names]
             rows = [r for r in rows if r["stage"] not in names] + work.chained(mine, (names,))
+    assert not rows, f"rows of stage {rows[0]['stage']} came out of the graph"
     return work.counts
 
 

@@ -133,14 +133,13 @@ class StageWorker:
         started = time.monotonic()
         fields, children = self._attempt(stage, spec)
         record = Record(
-            **_names(stage, spec, self._config),
+            **_names(stage, spec, self._fingerprints[stage]),
             seconds=round(time.monotonic() - started, 3),
             children=[asdict(c) for c in children],
             **{**fields, "data": {**fields.get("data", {}), **seen}},
         )
         writer.add(record)
-        told = {"stage": OUTCOME, "unit": spec.id, "spec": json.dumps([stage, record.outcome, record.reason])}
-        return [told, *(row(info.next_stage, child) for child in children if info.next_stage)]
+        return [_told(record), *(row(info.next_stage, child) for child in children if info.next_stage)]
 
     def _attempt(self, stage: str, spec: Any) -> tuple[dict[str, Any], list[Any]]:
         """Runs the stage, again after an error while attempts are left; (fields of the record, children)."""
@@ -204,7 +203,7 @@ def quarantine(root: Path, config: RunConfig, item: dict[str, str], session: str
     what = f"took longer than its {seconds:.0f} s (limits.unit_s)" if hung else f"killed its worker ({died})"
     times = ", ".join(f"{datetime.fromtimestamp(t):%Y-%m-%d %H:%M:%S}" for t in began)
     record = Record(
-        **_names(stage, spec, config),
+        **_names(stage, spec, fingerprints(config)[stage]),
         outcome=Outcome.QUARANTINED,
         reason="hung" if hung else "worker_died",
         message=f"{what} in {stage}, at last alone: {times}; see it happen: crosspair replay {root} {spec.id} --stage {stage}",
@@ -214,7 +213,7 @@ def quarantine(root: Path, config: RunConfig, item: dict[str, str], session: str
     )
     writer.add(record)
     writer.flush()
-    return {"stage": OUTCOME, "unit": spec.id, "spec": json.dumps([stage, record.outcome, record.reason])}
+    return _told(record)
 
 
 def unit_seconds(stage: str, spec: Any, config: RunConfig) -> float:
@@ -247,7 +246,12 @@ def memory_gb(limit_gb: float) -> float:
     return limit_gb or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2e9
 
 
-def _names(stage: str, spec: Any, config: RunConfig) -> dict[str, Any]:
+def _told(record: Record) -> dict[str, str]:
+    """The row that tells the driver how a unit ended."""
+    return {"stage": OUTCOME, "unit": record.unit, "spec": json.dumps([record.stage, record.outcome, record.reason])}
+
+
+def _names(stage: str, spec: Any, fingerprint: str) -> dict[str, Any]:
     """The fields of a record that say what it is about."""
     return {
         "stage": stage,
@@ -255,7 +259,7 @@ def _names(stage: str, spec: Any, config: RunConfig) -> dict[str, Any]:
         "kind": STAGES[stage].kind,
         "parent": _parent(spec),
         "source_uri": _source_uri(spec),
-        "fingerprint": fingerprints(config)[stage],
+        "fingerprint": fingerprint,
     }
 
 
