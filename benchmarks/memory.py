@@ -20,6 +20,8 @@ from typing import Any
 import ffmpeg
 import imageio_ffmpeg
 
+from schemas.store import DiskStore
+
 LENGTHS_S = (20, 200)
 SIZE_PX = 256
 FPS = 25
@@ -57,7 +59,7 @@ def work(clip: Path, folder: Path, max_clip_s: float) -> dict[str, float]:
     def out() -> Iterator[Outputs]:
         n = 0
         while True:
-            yield Outputs(folder, f"attempt-{n}")
+            yield Outputs(DiskStore(folder), f"attempt-{n}")
             n += 1
 
     attempts, peaks = out(), {}

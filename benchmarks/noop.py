@@ -27,6 +27,7 @@ from pipeline.executor import Progress
 from pipeline.status import status
 from pipeline.worker import OUTCOME, ROW, StageWorker
 from schemas.ids import clip_id, digest, shot_id
+from schemas.store import Store
 from schemas.units import Clip, Driving, Pair, Shot, SourceFile
 from stages.outputs import Outputs
 
@@ -40,7 +41,15 @@ _PAIR |= {"mouth_correlation": 0.9, "eye_correlation": 0.9} | {f"{a}_extreme_deg
 
 def ingest(source: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[Shot]]:
     content = digest(source.uri)
-    shot = Shot(id=shot_id(source.id, content, 0, 49), source=source, content=content, first_frame=0, last_frame=49, folder=out.folder)
+    shot = Shot(
+        id=shot_id(source.id, content, 0, 49),
+        source=source,
+        content=content,
+        first_frame=0,
+        last_frame=49,
+        folder=out.folder,
+        has_sound=False,
+    )
     out.write("timing.npz", b"t")
     data = {"content": content, "frames": 50, "fps": 25.0, "width": 64, "height": 64, "duration_s": 2.0, "has_audio": False}
     return data, [shot]
@@ -81,7 +90,7 @@ STAGES: dict[str, Callable[..., Any]] = {"ingest": ingest, "faces": faces, "moti
 
 
 def in_this_process(
-    rows: Sequence[dict[str, str]], chain: Sequence[tuple[str, ...]], root: Path, config: RunConfig, progress: Progress
+    rows: Sequence[dict[str, str]], chain: Sequence[tuple[str, ...]], root: Store, config: RunConfig, progress: Progress
 ) -> Counter[tuple[str, str]]:
     """As pipeline.executor.run_graph, without Ray."""
     for names in chain:

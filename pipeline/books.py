@@ -15,6 +15,7 @@ from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources, says_n
 from pipeline.state import Generated, Prepared, source_verdict
 from schemas.outcomes import Outcome, Verdict
 from schemas.sample import INDEX_NAME, read_index
+from schemas.store import DiskStore, Store
 from schemas.units import Clip, PortraitUnit, SourceFile
 
 
@@ -27,10 +28,10 @@ class Summary:
     pairs: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     samples: int = 0
-    shards: Path | None = None
+    shards: str = ""  # where the pair set is
 
 
-def list_run(root: Path, config: RunConfig, base: Path) -> tuple[list[SourceFile], list[SourceFile]]:
+def list_run(root: Store, config: RunConfig, base: Path) -> tuple[list[SourceFile], list[SourceFile]]:
     """All clip and portrait files ever listed for this run: a file that has gone since is still a unit with an outcome."""
     known = {(r["kind"], r["source"]): r for r in tables.load(root, "sources")}
     both: dict[str, list[SourceFile]] = {}
@@ -46,9 +47,9 @@ def list_run(root: Path, config: RunConfig, base: Path) -> tuple[list[SourceFile
     return both["clip"], both["portrait"]
 
 
-def _within(source: SourceFile, root: Path) -> bool:
+def _within(source: SourceFile, root: Store) -> bool:
     """Whether a file is the run's own: a run inside its clips' folder must not feed on what it makes."""
-    return Path(source.uri).is_relative_to(root)
+    return isinstance(root, DiskStore) and Path(source.uri).is_relative_to(root.root)
 
 
 def _source_of(r: dict[str, Any]) -> SourceFile:
@@ -60,7 +61,7 @@ def _source_row(source: SourceFile, kind: str, **more: Any) -> dict[str, Any]:
     return {"source": source.id, "kind": kind, **about, "outcome": "", "reason": "", **more}
 
 
-def save_prepared(root: Path, state: Prepared) -> None:
+def save_prepared(root: Store, state: Prepared) -> None:
     rows = []
     for kind, sources, records in (("clip", state.clip_sources, state.ingest), ("portrait", state.image_sources, state.portraits)):
         for source in sources:
@@ -74,7 +75,7 @@ def save_prepared(root: Path, state: Prepared) -> None:
     save_outcomes(root, state, None)
 
 
-def _save_units(root: Path, name: str, units: Sequence[Clip | PortraitUnit], verdicts: dict[str, Verdict], schema: pa.Schema) -> None:
+def _save_units(root: Store, name: str, units: Sequence[Clip | PortraitUnit], verdicts: dict[str, Verdict], schema: pa.Schema) -> None:
     rows = []
     for unit in units:
         verdict = verdicts[unit.id]
@@ -84,7 +85,7 @@ def _save_units(root: Path, name: str, units: Sequence[Clip | PortraitUnit], ver
     tables.save(root, name, rows, schema)
 
 
-def save_outcomes(root: Path, prepared: Prepared, generated: Generated | None) -> None:
+def save_outcomes(root: Store, prepared: Prepared, generated: Generated | None) -> None:
     rows = []
     stages = [prepared.ingest, prepared.faces, prepared.portraits]
     stages += [generated.motion, generated.reenact, generated.regions] if generated else []
@@ -118,7 +119,7 @@ def _verdict_row(unit: str, kind: str, parent: str, uri: str, stage: str, outcom
     return {**about, "outcome": outcome, "reason": reason, "message": "", "attempts": 1, "seconds": 0.0}
 
 
-def summarise(root: Path, config: RunConfig, prepared: Prepared, generated: Generated | None) -> Summary:
+def summarise(root: Store, config: RunConfig, prepared: Prepared, generated: Generated | None) -> Summary:
     def count(outcomes: Sequence[str]) -> dict[str, int]:
         return {o or "left": list(outcomes).count(o) for o in sorted(set(outcomes))}
 
@@ -127,13 +128,13 @@ def summarise(root: Path, config: RunConfig, prepared: Prepared, generated: Gene
     clips = [Outcome.DONE if v.accepted else Outcome.REJECTED for v in prepared.clip_verdicts.values()]
     pairs = [generated.verdict(p) for p in generated.live()] if generated else []
     reasons = [r for _, r in (*sources, *pairs) if r]
-    folder = root / "shards" / config.set_name
-    packed = (folder / INDEX_NAME).is_file()
+    folder = root.sub(f"shards/{config.set_name}")
+    packed = folder.size(INDEX_NAME) >= 0
     return Summary(
         sources=count([o for o, _ in sources]),
         clips=count(clips),
         pairs=count([o for o, _ in pairs]),
         reasons={r: reasons.count(r) for r in sorted(set(reasons))},
         samples=read_index(folder).num_rows if packed else 0,
-        shards=folder if packed else None,
+        shards=str(folder) if packed else "",
     )

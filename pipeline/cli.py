@@ -23,7 +23,7 @@ app.add_typer(models_app, name="models", help="Weights: what is expected where, 
 console = Console(highlight=False, soft_wrap=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="a config file (YAML)")]
-RunPath = Annotated[Path, typer.Argument(help="a run's folder")]
+RunPath = Annotated[str, typer.Argument(help="a run's folder, or s3://bucket/prefix")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="overrides one value of the config")]
 
 

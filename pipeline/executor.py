@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow as pa
 import ray
@@ -21,6 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from pipeline.config import RayConfig, RunConfig
 from pipeline.engine import on_gpu
 from pipeline.worker import OUTCOME, ROW, SUSPECT, StageWorker, quarantine, run_alone
+from schemas.store import Store
 from stages.quiet import silent_stderr
 
 _MAX_WORKERS = 1024  # of each stage, on a cluster that grows
@@ -62,7 +62,7 @@ def cluster(config: RayConfig) -> Iterator[Callable[[], None]]:
 
 
 def run_graph(
-    rows: Sequence[dict[str, str]], chain: Sequence[tuple[str, ...]], root: Path, config: RunConfig, progress: Progress
+    rows: Sequence[dict[str, str]], chain: Sequence[tuple[str, ...]], root: Store, config: RunConfig, progress: Progress
 ) -> Counter[tuple[str, str]]:
     """Runs rows through a chain of operators, each the home of one or more stages; (stage, outcome) counts of what was done.
 
@@ -84,7 +84,7 @@ def run_graph(
 class _Work:
     """One call of `run_graph`."""
 
-    root: Path
+    root: Store
     config: RunConfig
     progress: Progress
     session: str

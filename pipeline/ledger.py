@@ -1,29 +1,32 @@
 """The ledger: what was done to each unit by each stage. Plain JSONL segments, each written once, whole, by one writer.
 
-    RUN/ledger/STAGE/<time>-<writer>.jsonl     one record a line
-    RUN/ledger/STAGE/open/<unit>-<attempt>     an attempt under way: there before the work begins, gone when its worker outlived it
-
+    RUN/ledger/STAGE/<time>-<writer>.jsonl                          one record a line
+    RUN/ledger/STAGE/<time>-<writer>.parquet                        many such segments made into one
+    RUN/ledger/STAGE/open/<unit>-<session>-<time>-<attempt>         an attempt under way: there before the work begins, gone when its
+                                                                    worker outlived it
 A unit is done when a record with the stage's present fingerprint says so; records of other fingerprints are history.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from pipeline.storage import write_atomic
-from schemas.ids import file_digest
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from schemas.outcomes import Outcome
+from schemas.store import Place, Store, open_store
 
 STAGES = ("ingest", "faces", "portraits", "motion", "reenact", "regions")  # that write records, in the order of work
 _FLUSH_EVERY_S = 2.0
-_MAX_SEGMENTS = 32
+_MAX_SEGMENTS = 32  # of one kind and stage, before they are made into one
+_NESTED = ("digests", "data", "children")  # fields of a record that a Parquet segment keeps as JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,63 +58,96 @@ class Record:
 
 
 class Ledger:
-    def __init__(self, root: Path) -> None:
-        self.folder = root / "ledger"
+    def __init__(self, root: Place) -> None:
+        self._root = open_store(root)
 
     def read(self, stage: str, fingerprint: str) -> dict[str, Record]:
         """Unit -> the record that counts: the first `done`, else the last. Raises ValueError for a damaged segment."""
         records: dict[str, Record] = {}
-        for path in sorted((self.folder / stage).glob("*.jsonl")):
-            try:
-                segment = [json.loads(line) for line in path.read_text().splitlines()]
-                here = [Record(**{**raw, "outcome": Outcome(raw["outcome"])}) for raw in segment if raw["fingerprint"] == fingerprint]
-            except (ValueError, KeyError, TypeError) as e:
-                raise ValueError(f"{path}: a damaged segment of the ledger; take it away, and what it tells of is done again: {e!r}") from e
-            for record in here:
-                known = records.get(record.unit)
-                if known is None or known.outcome != Outcome.DONE:
-                    records[record.unit] = record
+        for record in self.history(stage):
+            if record.fingerprint == fingerprint and (record.unit not in records or records[record.unit].outcome != Outcome.DONE):
+                records[record.unit] = record
         return records
+
+    def history(self, stage: str) -> Iterator[Record]:
+        """Every record of a stage, of all fingerprints, in the order of writing. Raises ValueError for a damaged segment."""
+        names = self._segments(stage)
+        for name, data in zip(names, self._root.read_many(names), strict=True):
+            try:
+                yield from [Record(**{**raw, "outcome": Outcome(raw["outcome"])}) for raw in _read_segment(name, data)]
+            except (ValueError, KeyError, TypeError) as e:  # pa.ArrowInvalid is a ValueError
+                where = self._root.at(name)
+                raise ValueError(
+                    f"{where}: a damaged segment of the ledger; take it away, and what it tells of is done again: {e!r}"
+                ) from e
+
+    def open_attempts(self, stage: str) -> list[str]:
+        """Names of the attempts at a stage's units that are under way, or were when their worker died."""
+        return self._root.names(f"ledger/{stage}/open/")
 
     def close_attempts(self) -> None:
         """Takes away what killed sessions left open; only the process that holds the run may do so."""
-        for attempt in self.folder.glob("*/open/*"):
-            attempt.unlink(missing_ok=True)
+        for stage in STAGES:
+            self._root.delete(self.open_attempts(stage))
 
     def forget(self, stage: str, fingerprint: str, units: Set[str]) -> None:
         """Takes the records of `units` under one fingerprint out of the ledger: they are due again. For the process that holds the run."""
         if not units:
             return
-        for path in sorted((self.folder / stage).glob("*.jsonl")):
-            lines = path.read_text().splitlines()
-            raws = [json.loads(line) for line in lines]
-            kept = [line for line, r in zip(lines, raws, strict=True) if r["unit"] not in units or r["fingerprint"] != fingerprint]
+        names = self._segments(stage)
+        for name, data in zip(names, self._root.read_many(names), strict=True):
+            raws = _read_segment(name, data)
+            kept = [r for r in raws if r["unit"] not in units or r["fingerprint"] != fingerprint]
             if not kept:
-                path.unlink()
-            elif len(kept) < len(lines):
-                _write_segment(path, kept)
+                self._root.delete([name])
+            elif len(kept) < len(raws):
+                self._root.write(name, _segment(name, kept))
 
     def compact(self) -> None:
         """Makes one segment of each stage's many. A kill in between leaves records twice, which changes nothing."""
-        for folder in self.folder.glob("*"):
-            paths = sorted(folder.glob("*.jsonl"))
-            if len(paths) > _MAX_SEGMENTS:
-                _write_segment(paths[0], [line for path in paths for line in path.read_text().splitlines()])
-                for path in paths[1:]:
-                    path.unlink()
+        for stage in STAGES:
+            for suffix in (".jsonl", ".parquet"):
+                names = [n for n in self._segments(stage) if n.endswith(suffix)]
+                if len(names) > _MAX_SEGMENTS:
+                    raws = [r for n, data in zip(names, self._root.read_many(names), strict=True) for r in _read_segment(n, data)]
+                    merged = names[0].removesuffix(suffix) + ".parquet"
+                    self._root.write(merged, _segment(merged, raws))
+                    self._root.delete([n for n in names if n != merged])
+
+    def _segments(self, stage: str) -> list[str]:
+        """In the order of writing: their names begin with the time."""
+        names = self._root.names(f"ledger/{stage}/")
+        return [n for n in names if n.count("/") == 2 and n.endswith((".jsonl", ".parquet"))]
 
 
-def _write_segment(path: Path, lines: Sequence[str]) -> None:
-    write_atomic(path, ("\n".join(lines) + "\n").encode())
+def _read_segment(name: str, data: bytes) -> list[dict[str, Any]]:
+    if name.endswith(".parquet"):
+        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(data)).to_pylist()
+        return [{**row, **{field: json.loads(row[field]) for field in _NESTED}} for row in rows]
+    return [json.loads(line) for line in data.decode().splitlines()]
+
+
+def _segment(name: str, raws: Iterable[Mapping[str, Any]]) -> bytes:
+    """The bytes of a segment. Not to be empty: Parquet takes its columns from the first record."""
+    if name.endswith(".parquet"):
+        out = io.BytesIO()
+        rows = [{**raw, "outcome": str(raw["outcome"]), **{field: _json(raw[field]) for field in _NESTED}} for raw in raws]
+        pq.write_table(pa.Table.from_pylist(rows), out, compression="zstd")
+        return out.getvalue()
+    return ("\n".join(map(_json, raws)) + "\n").encode()
+
+
+def _json(thing: Any) -> str:
+    return json.dumps(thing, separators=(",", ":"), sort_keys=True)
 
 
 class LedgerWriter:
-    """One per worker and stage. Records are on disk after `flush`; every few seconds that happens by itself."""
+    """One per worker and stage. Records are in the run after `flush`; every few seconds that happens by itself."""
 
-    def __init__(self, root: Path, stage: str) -> None:
-        self._folder = root / "ledger" / stage
+    def __init__(self, root: Place, stage: str) -> None:
+        self._root, self._folder = open_store(root), f"ledger/{stage}"
         self._records: list[Record] = []
-        self._attempts: dict[str, Path] = {}
+        self._attempts: dict[str, str] = {}
         self._written = time.monotonic()
 
     def begin(self, unit: str, session: str) -> int:
@@ -119,69 +155,68 @@ class LedgerWriter:
 
         An attempt stays open only when its worker died. A new session (the driver was started again) counts from one.
         """
-        folder = self._folder / "open"
-        folder.mkdir(parents=True, exist_ok=True)
-        attempt = folder / f"{unit}-{session}-{uuid.uuid4().hex[:8]}"
-        attempt.touch()
+        attempt = f"{self._folder}/open/{unit}-{session}-{time.time_ns()}-{uuid.uuid4().hex[:8]}"
+        self._root.mark(attempt)
         self._attempts[unit] = attempt
-        return len(list(folder.glob(f"{unit}-{session}-*")))
+        return len(self.open_since(unit, session))
 
     def open_since(self, unit: str, session: str) -> list[float]:
         """When the attempts at `unit` that are open in this session began, in seconds of the epoch."""
-        return sorted(p.stat().st_mtime for p in (self._folder / "open").glob(f"{unit}-{session}-*"))
+        return sorted(int(name.split("-")[-2]) / 1e9 for name in self._root.names(f"{self._folder}/open/{unit}-{session}-"))
 
     def withdraw(self, unit: str) -> None:
         """Nothing was done at the attempt that was begun."""
-        self._attempts.pop(unit).unlink(missing_ok=True)
+        self._root.delete([self._attempts.pop(unit)])
 
     def add(self, record: Record) -> None:
-        """The unit's attempt ends here, before its record is on disk: whatever kills the worker now, it was not this unit."""
+        """The unit's attempt ends here, before its record is in the run: whatever kills the worker now, it was not this unit."""
         self._records.append(record)
-        if attempt := self._attempts.pop(record.unit, None):
-            attempt.unlink(missing_ok=True)
+        if record.unit in self._attempts:
+            self.withdraw(record.unit)
         if time.monotonic() - self._written > _FLUSH_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
         if self._records:
-            lines = [json.dumps(asdict(r), separators=(",", ":"), sort_keys=True) for r in self._records]
-            _write_segment(self._folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl", lines)
+            name = f"{self._folder}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
+            self._root.write(name, _segment(name, map(asdict, self._records)))
         for unit in {r.unit for r in self._records}:  # attempts whose worker died are settled by the record too
-            for attempt in (self._folder / "open").glob(f"{unit}-*"):
-                attempt.unlink(missing_ok=True)
+            self._root.delete(self._root.names(f"{self._folder}/open/{unit}-"))
         self._records, self._written = [], time.monotonic()
 
 
-def sweep(root: Path, records: dict[str, dict[str, Record]]) -> None:
+def sweep(root: Store, records: dict[str, dict[str, Record]]) -> None:
     """Takes away what attempts left that no record names: those of killed workers, and losers of a race."""
     for stage, by_unit in records.items():
         prints = {r.fingerprint[:8] for r in by_unit.values()}
-        for unit_folder in (root / "artifacts" / stage).glob("*/*"):
-            record = by_unit.get(unit_folder.name)
-            for attempt in unit_folder.iterdir():
-                mine = attempt.name.split("-")[0] in prints
-                if mine and (record is None or str(attempt.relative_to(root)) != record.folder):
-                    shutil.rmtree(attempt)
+        for attempt in root.folders(f"artifacts/{stage}", depth=3):
+            unit, name = attempt.split("/")[-2:]
+            record = by_unit.get(unit)
+            if name.split("-")[0] in prints and (record is None or attempt != record.folder):
+                root.delete_folder(attempt)
 
 
-def damaged_units(root: Path, stage: str, records: Mapping[str, Record]) -> Iterator[tuple[str, str]]:
+def damaged_units(root: Store, stage: str, records: Mapping[str, Record]) -> Iterator[tuple[str, str]]:
     """Units whose artifacts are not what their record says, and a sentence about each; reads every byte."""
     for unit, record in records.items():
         for name, digest in record.digests.items() if record.outcome == Outcome.DONE else ():
-            path = root / record.folder / name
-            if not path.is_file():
-                yield unit, f"{path}: missing, though {stage} made it for {unit}"
-            elif file_digest(path) != digest:
-                yield unit, f"{path}: changed since {stage} made it"
+            file = f"{record.folder}/{name}"
+            try:
+                found = root.digest(file)
+            except FileNotFoundError:
+                yield unit, f"{root.at(file)}: missing, though {stage} made it for {unit}"
+                continue
+            if found != digest:
+                yield unit, f"{root.at(file)}: changed since {stage} made it"
 
 
-def due_again(root: Path, prints: Mapping[str, str], *, reason: str | None = None, damaged: bool = False) -> int:
+def due_again(place: Place, prints: Mapping[str, str], *, reason: str | None = None, damaged: bool = False) -> int:
     """Makes units due again; how many. `prints`: stage -> fingerprint.
 
     All that failed or are quarantined; or those of one reason, rejections too; or, with `damaged`, those whose artifacts are
     missing or changed.
     """
-    total = 0
+    root, total = open_store(place), 0
     ledger = Ledger(root)
     for stage in STAGES:
         records = ledger.read(stage, prints[stage])

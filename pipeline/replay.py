@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from dataclasses import asdict, dataclass, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -17,6 +15,7 @@ from pipeline.storage import read_run_file
 from pipeline.worker import build_stage
 from schemas.config import parse_config
 from schemas.outcomes import Outcome
+from schemas.store import Place, Store, open_store
 from schemas.units import Clip, Driving, Pair, PortraitUnit, Shot, SourceFile
 from stages.outputs import Outputs
 from stages.portraits import portrait_of_clip
@@ -28,7 +27,7 @@ _CHILDREN: dict[str, type] = {"ingest": Shot, "faces": Clip, "portraits": Portra
 class Replay:
     """A unit, found in a run, and the stage to take it through."""
 
-    root: Path
+    root: Store
     config: RunConfig
     stage: str
     spec: Any
@@ -39,34 +38,36 @@ class Replay:
         try:
             data, children = build_stage(self.stage, self.config)(self.spec, out)
         finally:
-            shutil.rmtree(out.root / out.folder, ignore_errors=True)
+            out.discard()
+            out.close()
         made = {"files": dict(out.digests), "children": [asdict(c) if is_dataclass(c) else c for c in children]}  # type: ignore[arg-type]
         return {"stage": self.stage, "unit": self.spec.id, "data": data, **made}
 
 
-def find(root: Path, unit: str, stage: str = "") -> Replay:
+def find(place: Place, unit: str, stage: str = "") -> Replay:
     """A unit as a stage took it; by default the stage that it did not get through, else the first that has a record of it.
 
     Raises:
         ValueError: no run, no such unit in it, or none that this stage takes.
     """
+    root = open_store(place)
     frozen = read_run_file(root)
     config, ledger = parse_config(RunConfig, frozen["config"]), Ledger(root)
     records = {name: ledger.read(name, frozen["fingerprints"][name]) for name in STAGES}
     name = stage or _stage_of(unit, records, root)
     if name not in STAGES:
         raise ValueError(f"--stage {name}: one of {', '.join(STAGES)}")
-    return Replay(root.absolute(), config, name, _spec(root, unit, name, records))
+    return Replay(root, config, name, _spec(root, unit, name, records))
 
 
-def _stage_of(unit: str, records: dict[str, dict[str, Record]], root: Path) -> str:
+def _stage_of(unit: str, records: dict[str, dict[str, Record]], root: Store) -> str:
     having = [name for name in STAGES if unit in records[name]]
     if not having:
         raise ValueError(f"{root}: no unit {unit}; tables/outcomes.parquet lists the units")
     return next((name for name in having if records[name][unit].outcome != Outcome.DONE), having[0])
 
 
-def _spec(root: Path, unit: str, stage: str, records: dict[str, dict[str, Record]]) -> Any:
+def _spec(root: Store, unit: str, stage: str, records: dict[str, dict[str, Record]]) -> Any:
     """The unit as the stage took it, from what was recorded of it and of those that it came of."""
     found: dict[str, dict[str, Any]] = {
         name: {c.id: c for r in records[name].values() for c in _units(cls, r.children)} for name, cls in _CHILDREN.items()

@@ -19,6 +19,7 @@ from pipeline.storage import read_run_file
 from schemas.outcomes import REASONS, Outcome
 from schemas.regions import REGIONS, Regions, masked_driving, rasterise
 from schemas.sample import DRIVING, REGIONS_MEMBER, SOURCE, TARGET, decode_image, read_index, read_members
+from schemas.store import Place, Store, open_store
 from schemas.video import decode_video
 
 _COLUMNS = 6  # moments of a pair that are shown
@@ -39,34 +40,33 @@ class Sheet:
     scores: list[tuple[str, str]]
 
 
-def write_report(root: Path) -> Path:
-    """Writes RUN/report/index.html; returns its path.
+def write_report(place: Place) -> str:
+    """Writes RUN/report/index.html; returns its place.
 
     Raises:
-        ValueError: `root` is no run.
+        ValueError: `place` is no run.
     """
+    root = open_store(place)
     run_file = read_run_file(root)
     outcomes = tables.load(root, "outcomes")
     context = {
-        "run": root.name,
+        "run": str(root).rsplit("/", 1)[-1],
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "config": yaml.safe_dump(run_file["config"], sort_keys=False),
         "funnel": _funnel(root),
         "reasons": _reasons(root, outcomes),
         "problems": [r for r in outcomes if r["outcome"] in (Outcome.FAILED, Outcome.QUARANTINED)],
         "seconds": _seconds(outcomes),
-        "sets": [(folder.name, *_sheets(root, folder)) for folder in sorted((root / "shards").glob("*")) if folder.is_dir()],
+        "sets": [(folder.removeprefix("shards/"), *_sheets(root, folder)) for folder in root.folders("shards", depth=1)],
         "regions": REGIONS,
     }
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(context)
-    path = root / "report" / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page)
-    return path
+    root.write("report/index.html", page.encode())
+    return root.at("report/index.html")
 
 
-def _funnel(root: Path) -> list[dict[str, Any]]:
+def _funnel(root: Store) -> list[dict[str, Any]]:
     """Rows of the funnel: what goes in, what is left at each step, as a share of the widest."""
     sources = tables.load(root, "sources")
     clips, samples = tables.load(root, "clips"), tables.load(root, "samples")
@@ -86,7 +86,7 @@ def _funnel(root: Path) -> list[dict[str, Any]]:
     return [{**r, "all_pct": 100 * r["n"] / widest, "done_pct": 100 * r["done"] / widest} for r in rows if r["n"]]
 
 
-def _reasons(root: Path, outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _reasons(root: Store, outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rejections by reason, most frequent first, with the files behind them and what the first frames look like."""
     rejected = [r for r in outcomes if r["outcome"] == Outcome.REJECTED]
     counts = Counter(r["reason"] for r in rejected)
@@ -101,10 +101,13 @@ def _reasons(root: Path, outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]
     return rows
 
 
-def _thumb(root: Path, clip: dict[str, Any] | None) -> str:
+def _thumb(root: Store, clip: dict[str, Any] | None) -> str:
     """The still of a rejected clip as a data URI, if it was cut."""
-    path = root / clip["folder"] / f"{clip['clip']}.source.png" if clip else None
-    return _data_uri(cv2.resize(decode_image(path.read_bytes()), (96, 96), interpolation=cv2.INTER_AREA)) if path and path.is_file() else ""
+    try:
+        still = root.read(f"{clip['folder']}/{clip['clip']}.source.png") if clip else b""
+    except FileNotFoundError:
+        still = b""
+    return _data_uri(cv2.resize(decode_image(still), (96, 96), interpolation=cv2.INTER_AREA)) if still else ""
 
 
 def _seconds(outcomes: list[dict[str, Any]]) -> list[tuple[str, int, float, float]]:
@@ -117,8 +120,9 @@ def _seconds(outcomes: list[dict[str, Any]]) -> list[tuple[str, int, float, floa
     return rows
 
 
-def _sheets(root: Path, folder: Path) -> tuple[int, list[Sheet]]:
+def _sheets(root: Store, name: str) -> tuple[int, list[Sheet]]:
     """How many samples the set holds, and sheets of the worst ones by head pose error."""
+    folder = root.sub(name)
     rows = read_index(folder).to_pylist()
     scores = {s["pair"]: s["scores"] for s in tables.load(root, "samples")}
     worst = sorted(rows, key=lambda r: -r["pose_error_deg"])[:_MAX_SHEETS]

@@ -21,9 +21,10 @@ from pipeline.pack import pack
 from pipeline.plan import assign_splits, grow
 from pipeline.samples import sample_of
 from pipeline.state import Generated, Prepared, read_generated, read_prepared
-from pipeline.storage import clear_temporaries, exclusive, read_run_file, write_atomic
+from pipeline.storage import exclusive, read_run_file
 from schemas.ids import digest
 from schemas.outcomes import Outcome
+from schemas.store import DiskStore, Store, open_store
 from schemas.units import SourceFile
 
 STEPS = ("prepare", "plan", "generate", "pack")
@@ -46,12 +47,12 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
     """
     if until not in STEPS:
         raise ValueError(f"--until {until}: one of {', '.join(STEPS)}")
-    root = (base / config.run).absolute()
+    root = open_store(config.run, base)
     with exclusive(root):
-        config = with_weights(config, base, scratch=root / "models", say=watcher.say)
+        config = with_weights(config, base, scratch=_models_folder(root), say=watcher.say)
         # Of sessions that were killed; this process alone holds the run now.
         Ledger(root).close_attempts()
-        clear_temporaries(root)
+        root.clear_unfinished()
         _write_run_file(root, config, watcher)
         clips, images = list_run(root, config, base)
         with cluster(config.ray) as start:
@@ -66,11 +67,18 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         return summarise(root, config, prepared, generated)
 
 
-def _write_run_file(root: Path, config: RunConfig, watcher: Watcher) -> None:
+def _models_folder(root: Store) -> Path:
+    """Where graphs that are made from the user's weights are kept: with the run, if workers can open files there."""
+    if isinstance(root, DiskStore):
+        return root.root / "models"
+    return Path.home() / ".cache" / "crosspair" / "models"
+
+
+def _write_run_file(root: Store, config: RunConfig, watcher: Watcher) -> None:
     """run.yaml; warns where libraries differ from those that the run began with."""
     versions: dict[str, str] = {name: importlib.metadata.version(name) for name in _RECORDED}
     versions |= {d.name: d.version for name in ("onnxruntime", "onnxruntime-gpu") for d in importlib.metadata.distributions(name=name)}
-    if (root / "run.yaml").is_file():
+    if root.size("run.yaml") >= 0:
         began = read_run_file(root).get("versions", {})
         changed = [f"{n} {began[n]} -> {v}" for n, v in versions.items() if began.get(n, v) != v]
         if changed:
@@ -84,11 +92,11 @@ def _write_run_file(root: Path, config: RunConfig, watcher: Watcher) -> None:
         "fingerprints": prints,
         "versions": versions,
     }
-    write_atomic(root / "run.yaml", yaml.safe_dump(content, sort_keys=False).encode())
+    root.write("run.yaml", yaml.safe_dump(content, sort_keys=False).encode())
 
 
 def _prepare(
-    root: Path,
+    root: Store,
     config: RunConfig,
     clips: Sequence[SourceFile],
     images: Sequence[SourceFile],
@@ -114,7 +122,7 @@ def _prepare(
     return state
 
 
-def _plan(root: Path, config: RunConfig, state: Prepared, watcher: Watcher) -> Generated:
+def _plan(root: Store, config: RunConfig, state: Prepared, watcher: Watcher) -> Generated:
     portraits = state.accepted_portraits
     clips = state.accepted_clips
     known = {r["identity"]: r["split"] for r in tables.load(root, "identities")}
@@ -143,7 +151,7 @@ def _plan(root: Path, config: RunConfig, state: Prepared, watcher: Watcher) -> G
     return read_generated(root, config, state, [*earlier, *new])
 
 
-def _generate(root: Path, config: RunConfig, prepared: Prepared, watcher: Watcher, start: Callable[[], None]) -> Generated:
+def _generate(root: Store, config: RunConfig, prepared: Prepared, watcher: Watcher, start: Callable[[], None]) -> Generated:
     planned = tables.load_pairs(root)
     state = read_generated(root, config, prepared, planned)
     motion = state.due_motion()
@@ -164,10 +172,10 @@ def _generate(root: Path, config: RunConfig, prepared: Prepared, watcher: Watche
     return state
 
 
-def _pack(root: Path, config: RunConfig, state: Generated, watcher: Watcher) -> None:
+def _pack(root: Store, config: RunConfig, state: Generated, watcher: Watcher) -> None:
     samples = [sample_of(root, state, p) for p in state.live() if state.verdict(p)[0] == Outcome.DONE]
     watcher.step("pack", len(samples))
-    folder = root / "shards" / config.set_name
+    folder = root.sub(f"shards/{config.set_name}")
     index = pack(folder, samples, max_mb=config.shards.max_mb, seed=config.pairs.seed, progress=watcher.say)
     tar_of = dict(zip(index["sample"].to_pylist(), index["tar"].to_pylist(), strict=True))
     rows = []

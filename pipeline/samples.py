@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipeline.pack import SampleFiles
 from pipeline.plan import PlannedPair
 from pipeline.state import Generated
 from schemas.sample import AUDIO, CONTROLS, DRIVING, MEMBERS, REGIONS_MEMBER, SOURCE, TARGET, SampleInfo
+from schemas.store import Store
 from schemas.units import Driving
 from stages import faces, reenact, regions
 
 
-def sample_of(root: Path, state: Generated, planned: PlannedPair) -> SampleFiles:
+def sample_of(root: Store, state: Generated, planned: PlannedPair) -> SampleFiles:
     """A pair's files and what KEY.json says of it."""
     pair = state.pair(planned)
     clip, portrait = pair.clip, pair.portrait
@@ -54,8 +53,8 @@ def sample_of(root: Path, state: Generated, planned: PlannedPair) -> SampleFiles
         size_px=clip.size_px,
         has_audio=clip.has_audio,
     )
-    files = {name: (root / folder / file, digests[file]) for name, (folder, file, digests) in places.items()}
-    return SampleFiles(info, files, measured.data)
+    files = {name: (f"{folder}/{file}", digests[file]) for name, (folder, file, digests) in places.items()}
+    return SampleFiles(info, root, files, measured.data)
 
 
 def _short_fingerprint(folder: str) -> str:

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -17,6 +16,7 @@ from pipeline.ledger import Ledger, Record
 from pipeline.plan import PlannedPair
 from pipeline.worker import file_state, row
 from schemas.outcomes import ACCEPTED, Outcome, Verdict
+from schemas.store import Store
 from schemas.units import Clip, Driving, Pair, PortraitUnit, Shot, SourceFile
 from stages import gates, quality
 from stages.portraits import portrait_of_clip
@@ -77,7 +77,7 @@ class Prepared:
         return rows + [row("portraits", s) for s in self.image_sources if s.id not in self.portraits]
 
 
-def read_prepared(root: Path, config: RunConfig, clip_sources: Sequence[SourceFile], image_sources: Sequence[SourceFile]) -> Prepared:
+def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceFile], image_sources: Sequence[SourceFile]) -> Prepared:
     ledger, prints = Ledger(root), fingerprints(config)
     ingest, found, portraits = (ledger.read(stage, prints[stage]) for stage in ("ingest", "faces", "portraits"))
     # What is said of a source is what the manifest says now, not what it said when the file was looked through.
@@ -225,7 +225,7 @@ class Generated:
         return (Outcome.DONE, "") if verdict.accepted else (Outcome.REJECTED, verdict.reason)
 
 
-def read_generated(root: Path, config: RunConfig, prepared: Prepared, planned: Sequence[PlannedPair]) -> Generated:
+def read_generated(root: Store, config: RunConfig, prepared: Prepared, planned: Sequence[PlannedPair]) -> Generated:
     ledger, prints = Ledger(root), fingerprints(config)
     motion, reenact, regions = (ledger.read(stage, prints[stage]) for stage in ("motion", "reenact", "regions"))
     ids = {p.pair for p in planned}

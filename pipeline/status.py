@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Set
-from pathlib import Path
 from typing import Any
 
 from pipeline import tables
 from pipeline.ledger import STAGES, Ledger
 from pipeline.storage import read_run_file
 from schemas.outcomes import Outcome
+from schemas.store import Place
 
 
-def status(root: Path) -> dict[str, Any]:
+def status(root: Place) -> dict[str, Any]:
     """{"stages": {STAGE: {done, rejected, failed, quarantined, left}}, "reasons": {CODE: n}, "rate": ..., "seconds_left": ...}.
 
     `rate` is units per second of work time by stage; `seconds_left` is the time of one worker for what is left, -1 if not known.
@@ -60,7 +60,7 @@ def _settled(pair: dict[str, Any]) -> bool:
     return pair["stage"] == "plan" or (pair["stage"] == "quality" and pair["outcome"] in (Outcome.FAILED, Outcome.QUARANTINED))
 
 
-def _expected(root: Path, records: dict[str, dict[str, Any]], settled: Set[str]) -> dict[str, set[str]]:
+def _expected(root: Place, records: dict[str, dict[str, Any]], settled: Set[str]) -> dict[str, set[str]]:
     """Units that each stage should have by the tables and by what the stage before it has made; `settled` ones need none."""
     sources = tables.load(root, "sources")
     pairs = [p for p in tables.load(root, "pairs") if p["pair"] not in settled]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.plan import PlannedPair
-from pipeline.storage import write_table
+from pipeline.storage import read_table, write_table
+from schemas.store import Place, open_store
 
 OUTCOMES = pa.schema(
     [
@@ -57,26 +56,26 @@ PORTRAITS = pa.schema(
 )
 
 
-def save(root: Path, name: str, rows: Sequence[dict], schema: pa.Schema) -> None:
+def save(root: Place, name: str, rows: Sequence[dict], schema: pa.Schema) -> None:
     """Writes RUN/tables/NAME.parquet, rows sorted by their first column; unchanged rows leave the file alone."""
     key = schema.names[0]
     ordered = sorted(rows, key=lambda r: (r[key], r.get("stage", ""), r.get("uri", "")))
-    write_table(root / "tables" / f"{name}.parquet", pa.Table.from_pylist(ordered, schema=schema))
+    write_table(open_store(root), f"tables/{name}.parquet", pa.Table.from_pylist(ordered, schema=schema))
 
 
-def load(root: Path, name: str) -> list[dict]:
+def load(root: Place, name: str) -> list[dict]:
     """Rows of RUN/tables/NAME.parquet; none when it is not there yet. Map columns come as dicts."""
-    path = root / "tables" / f"{name}.parquet"
-    if not path.is_file():
+    try:
+        rows = read_table(open_store(root), f"tables/{name}.parquet").to_pylist(maps_as_pydicts="strict")
+    except FileNotFoundError:
         return []
-    rows = pq.read_table(path).to_pylist(maps_as_pydicts="strict")
     assert isinstance(rows, list)
     return rows
 
 
-def load_pairs(root: Path) -> list[PlannedPair]:
+def load_pairs(root: Place) -> list[PlannedPair]:
     return [PlannedPair(**r) for r in load(root, "pairs")]
 
 
-def save_pairs(root: Path, pairs: Sequence[PlannedPair]) -> None:
+def save_pairs(root: Place, pairs: Sequence[PlannedPair]) -> None:
     save(root, "pairs", [asdict(p) for p in pairs], PAIRS)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 
 from pipeline import tables
 from pipeline.ledger import STAGES, Ledger, damaged_units
@@ -12,25 +12,27 @@ from pipeline.storage import read_run_file
 from schemas.ids import content_digest
 from schemas.outcomes import REASONS, Outcome
 from schemas.sample import INDEX_NAME, INFO, MEMBERS, OPTIONAL_MEMBERS, SampleInfo, read_index, read_members, sample_digest
+from schemas.store import Place, Store, open_store
 
 
-def verify(root: Path) -> list[str]:
+def verify(place: Place) -> list[str]:
     """Everything that is wrong with a run, a sentence each; empty when all agrees and every digest holds.
 
     Raises:
-        ValueError: `root` is no run.
+        ValueError: `place` is no run.
     """
+    root = open_store(place)
     prints = read_run_file(root)["fingerprints"]
     try:
         problems = [*_check_ledger(root, prints), *_check_tables(root, prints)]
     except ValueError as e:  # a damaged segment: nothing can be said of the rest
         problems = [str(e)]
-    for folder in sorted(p for p in (root / "shards").glob("*") if p.is_dir()):
+    for folder in root.folders("shards", depth=1):
         problems += _check_set(root, folder)
     return problems
 
 
-def _check_ledger(root: Path, prints: dict[str, str]) -> Iterator[str]:
+def _check_ledger(root: Store, prints: dict[str, str]) -> Iterator[str]:
     """Every artifact that a record names is there and has its digest; every attempt is closed."""
     ledger = Ledger(root)
     for stage in STAGES:
@@ -39,16 +41,16 @@ def _check_ledger(root: Path, prints: dict[str, str]) -> Iterator[str]:
         for unit, record in records.items():
             if record.outcome != Outcome.DONE and record.reason not in REASONS:
                 yield f"ledger/{stage}: unit {unit} is {record.outcome} without a known reason ({record.reason!r})"
-        for attempt in (ledger.folder / stage / "open").glob("*"):
-            yield f"{attempt}: an attempt without an outcome; run `crosspair run` again"
+        for attempt in ledger.open_attempts(stage):
+            yield f"{root.at(attempt)}: an attempt without an outcome; run `crosspair run` again"
 
 
-def _check_tables(root: Path, prints: dict[str, str]) -> Iterator[str]:
+def _check_tables(root: Store, prints: dict[str, str]) -> Iterator[str]:
     """Every unit listed or planned has an outcome, the one in the ledger; every set that the tables name is there."""
-    packed = any((root / "shards").glob("*"))
+    packed = bool(root.folders("shards", depth=1))
     for name in ("sources", "clips", "portraits", "outcomes", *(("identities", "pairs", "samples") if packed else ())):
-        if not (root / "tables" / f"{name}.parquet").is_file():
-            yield f"{root / 'tables' / name}.parquet: missing"
+        if root.size(f"tables/{name}.parquet") < 0:
+            yield f"{root.at(f'tables/{name}.parquet')}: missing"
     rows = tables.load(root, "outcomes")
     records = {stage: Ledger(root).read(stage, prints[stage]) for stage in STAGES}
     for r in rows:
@@ -72,15 +74,16 @@ def _check_tables(root: Path, prints: dict[str, str]) -> Iterator[str]:
     if unplanned := {s["pair"] for s in samples} - {p["pair"] for p in tables.load(root, "pairs")}:
         yield f"tables: {len(unplanned)} samples are of no planned pair"
     for name in sorted({s["set"] for s in samples if s["tar"]}):
-        if not (root / "shards" / name / INDEX_NAME).is_file():
-            yield f"{root / 'shards' / name}: no index, though the tables name the set"
+        if root.size(f"shards/{name}/{INDEX_NAME}") < 0:
+            yield f"{root.at(f'shards/{name}')}: no index, though the tables name the set"
     for sample in samples:
         if (sample["outcome"] == Outcome.DONE) != bool(sample["tar"]):
             yield f"tables: pair {sample['pair']} is {sample['outcome'] or 'out'}, but its tar is {sample['tar'] or 'none'}"
 
 
-def _check_set(root: Path, folder: Path) -> Iterator[str]:
+def _check_set(root: Store, name: str) -> Iterator[str]:
     """Index and tars agree both ways; every member has its digest and its place; index and samples table agree."""
+    folder = root.sub(name)
     try:
         rows = read_index(folder).to_pylist()
     except (ValueError, OSError) as e:
@@ -89,14 +92,12 @@ def _check_set(root: Path, folder: Path) -> Iterator[str]:
     by_tar: dict[str, list[dict]] = {}
     for r in rows:
         by_tar.setdefault(r["tar"], []).append(r)
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in by_tar:
-            yield f"{path}: not in the index"
-    for name, members in sorted(by_tar.items()):
-        yield from _check_tar(folder / name, members)
+    yield from (f"{folder.at(tar)}: not in the index" for tar in folder.names("", ".tar") if tar not in by_tar)
+    for tar, members in sorted(by_tar.items()):
+        yield from _check_tar(folder, tar, members)
     if len({r["sample"] for r in rows}) < len(rows):
         yield f"{folder}: a sample stands twice in the index"
-    accepted = {s["pair"]: s["tar"] for s in tables.load(root, "samples") if s["set"] == folder.name and s["tar"]}
+    accepted = {s["pair"]: s["tar"] for s in tables.load(root, "samples") if f"shards/{s['set']}" == name and s["tar"]}
     indexed = {r["sample"]: r["tar"] for r in rows}
     for key in sorted(accepted.keys() | indexed.keys()):
         if key not in accepted or key not in indexed:
@@ -105,13 +106,16 @@ def _check_set(root: Path, folder: Path) -> Iterator[str]:
             yield f"{folder}: sample {key} is in {indexed[key]}, by the tables in {accepted[key]}"
 
 
-def _check_tar(path: Path, rows: list[dict]) -> Iterator[str]:
-    if not path.is_file():
+def _check_tar(folder: Store, name: str, rows: list[dict]) -> Iterator[str]:
+    path = folder.at(name)
+    try:
+        data = folder.read(name)
+    except FileNotFoundError:
         yield f"{path}: missing, though the index names it"
         return
     found: dict[str, tuple[int, bytes]] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
                 file = tar.extractfile(member)
                 if file is None:
@@ -146,24 +150,26 @@ def _contradictions(info: SampleInfo, row: dict) -> list[str]:
     return [f for f in shared if getattr(info, f) != row[f]] + (["key"] if info.key != row["sample"] else [])
 
 
-def diff(a: Path, b: Path) -> list[str]:
+def diff(a: Place, b: Place) -> list[str]:
     """How the samples of two runs differ, a sentence each; empty when they are the same, byte for byte.
 
     Bytes are read, not believed. In which tar a sample stands is no difference: a run that grew has other tars than one made at once.
     """
-    sets = {root: {p.name: p for p in (root / "shards").glob("*") if p.is_dir()} for root in (a, b)}
-    for root in (a, b):
-        if not sets[root]:
-            raise ValueError(f"{root}: holds no shards")
-    differences = [f"set {name} is in one run only" for name in sorted(set(sets[a]) ^ set(sets[b]))]
-    for name in sorted(set(sets[a]) & set(sets[b])):
-        left, right = ({r["sample"]: r for r in read_index(sets[root][name]).to_pylist()} for root in (a, b))
+    runs = (open_store(a), open_store(b))
+    sets = [set(run.folders("shards", depth=1)) for run in runs]
+    for run, found in zip(runs, sets, strict=True):
+        if not found:
+            raise ValueError(f"{run}: holds no shards")
+    differences = [f"set {folder.removeprefix('shards/')} is in one run only" for folder in sorted(sets[0] ^ sets[1])]
+    for folder in sorted(sets[0] & sets[1]):
+        name = folder.removeprefix("shards/")
+        left, right = ({r["sample"]: r for r in read_index(run.sub(folder)).to_pylist()} for run in runs)
         for key in sorted(set(left) | set(right)):
             if key not in left or key not in right:
                 differences.append(f"{name}: sample {key} is in {a if key in left else b} only")
                 continue
             try:
-                members = [read_members(sets[root][name], side[key], MEMBERS) for root, side in ((a, left), (b, right))]
+                members = [read_members(run.sub(folder), side[key], MEMBERS) for run, side in zip(runs, (left, right), strict=True)]
             except ValueError as e:
                 differences.append(f"{name}: {e}")
                 continue

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from pipeline.catalogue import NETWORKS, OTHERS, SUMS, Layout, of_layout
 from pipeline.graphs import of_one_model, open_graph
 from pipeline.models_folder import LIST, POINTER, Folder, is_pointer, read_sums
-from pipeline.storage import write_atomic
 from schemas.files import flush_to_disk
 from schemas.ids import digest, sha256_of
+from schemas.store import DiskStore
 
 EXPORT_VERSION = 1  # higher when the graphs that we export compute something else: what was made with older ones is then made again
 EXPORT_FILE = "export.json"
@@ -189,9 +189,9 @@ def _export(there: Folder, out: Path, *, side: int, precision: Precision) -> dic
         "crosspair": version("crosspair"),
         "torch": torch.__version__,
     }
-    write_atomic(out / EXPORT_FILE, json.dumps(record, indent=1).encode() + b"\n")
+    DiskStore(out).write(EXPORT_FILE, json.dumps(record, indent=1).encode() + b"\n")
     lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted([*paths, out / EXPORT_FILE])]
-    write_atomic(out / SUMS, "".join(lines).encode())
+    DiskStore(out).write(SUMS, "".join(lines).encode())
     return record
 
 

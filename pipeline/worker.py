@@ -27,7 +27,9 @@ from pydantic import TypeAdapter
 from pipeline.config import RunConfig, fingerprints
 from pipeline.engine import build_engine, frame_seconds
 from pipeline.ledger import LedgerWriter, Record
+from schemas.files import StorageError
 from schemas.outcomes import Outcome, Rejection
+from schemas.store import Store, open_store
 from schemas.units import Clip, Driving, Pair, Shot, SourceFile
 from stages.outputs import Outputs
 
@@ -106,7 +108,7 @@ class StageWorker:
     """
 
     def __init__(self, root: str, config: RunConfig, names: tuple[str, ...], session: str, *, alone: bool = False) -> None:
-        self._root, self._config, self._names, self._session, self._alone = Path(root), config, names, session, alone
+        self._root, self._config, self._names, self._session, self._alone = open_store(root), config, names, session, alone
         self._fingerprints = fingerprints(config)
         self._stages: dict[str, Callable[..., tuple[dict[str, Any], list[Any]]]] = {}
         self._writers = {name: LedgerWriter(self._root, name) for name in names}
@@ -170,12 +172,15 @@ class StageWorker:
             except MemoryError:
                 message = f"took more than limits.memory_gb beyond what its worker had ({memory_gb(limits.memory_gb):.1f} GB)"
                 fields = {"outcome": Outcome.FAILED, "reason": "out_of_memory", "message": message, "attempts": attempt}
+            except StorageError:
+                raise
             except Exception as e:
                 where = traceback.extract_tb(e.__traceback__)[-1]
                 message = f"{type(e).__name__}: {e} ({Path(where.filename).name}:{where.lineno})"
                 fields = {"outcome": Outcome.FAILED, "reason": "error", "message": message, "attempts": attempt}
             finally:
                 faulthandler.cancel_dump_traceback_later()
+                out.close()
             out.discard()
         return fields, []
 
@@ -192,7 +197,7 @@ def run_alone(root: str, config: RunConfig, item: dict[str, str], session: str, 
     return told
 
 
-def quarantine(root: Path, config: RunConfig, item: dict[str, str], session: str, ended: list[float], died: str) -> dict[str, str]:
+def quarantine(root: Store, config: RunConfig, item: dict[str, str], session: str, ended: list[float], died: str) -> dict[str, str]:
     """Records a unit that has killed or hung its worker, alone; the row that tells so. `ended`: when the attempts alone did."""
     stage, spec = item["stage"], read_spec(STAGES[item["stage"]].spec, item["spec"])
     writer = LedgerWriter(root, stage)

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+class StorageError(OSError):
+    """Where a run is kept has failed it: no unit of work is to blame, and none can go on."""
+
+
 def flush_to_disk(path: Path) -> None:
     """Waits until a file's bytes, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -6,7 +6,6 @@ import json
 import tarfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import BinaryIO
 
 import cv2
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from schemas.arrays import decode_arrays, encode_arrays
 from schemas.ids import content_digest
+from schemas.store import Place, open_store
 
 FORMAT = "crosspair/1"
 
@@ -132,36 +132,37 @@ def tar_header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-def read_index(folder: Path) -> pa.Table:
+def read_index(folder: Place) -> pa.Table:
     """The index of a pair set's folder. Raises ValueError when it is not one."""
-    path = folder / INDEX_NAME
-    if not path.is_file():
-        raise ValueError(f"{path}: no index; is {folder} a pair set's folder (RUN/shards/SET), and has the run got as far as pack?")
-    table = pq.read_table(path)
+    store = open_store(folder)
+    path = store.at(INDEX_NAME)
+    try:
+        table = pq.read_table(pa.BufferReader(store.read(INDEX_NAME)))
+    except FileNotFoundError as e:
+        raise ValueError(f"{path}: no index; is {store} a pair set's folder (RUN/shards/SET), and has the run got as far as pack?") from e
+    except pa.ArrowException as e:
+        raise ValueError(f"{path}: a damaged index: {e}") from e
     missing = set(INDEX_SCHEMA.names) - set(table.column_names)
     if missing:
         raise ValueError(f"{path}: not an index of {FORMAT}: columns {sorted(missing)} are missing")
     return table
 
 
-def read_members(folder: Path, row: Mapping, names: tuple[str, ...]) -> dict[str, bytes]:
+def read_members(folder: Place, row: Mapping, names: tuple[str, ...]) -> dict[str, bytes]:
     """Bytes of the named members of one index row, by ranged reads. Members that the sample does not have are left out.
 
     Raises:
         ValueError: the tar is gone or ends early, or a member does not have its digest; names tar and member.
     """
-    path = folder / row["tar"]
-    found: dict[str, bytes] = {}
+    store = open_store(folder)
+    path, wanted = store.at(row["tar"]), [m for m in row["members"] if m["name"] in names]
     try:
-        with path.open("rb") as f:
-            for member in row["members"]:
-                if member["name"] in names:
-                    f.seek(member["offset"])
-                    found[member["name"]] = f.read(member["size"])
+        parts = store.read_ranges(row["tar"], [(m["offset"], m["size"]) for m in wanted])
     except OSError as e:
-        raise ValueError(f"{path}: cannot be read: {e.strerror}; `crosspair verify` says what is damaged") from e
-    for member in row["members"]:
-        if member["name"] in found and content_digest(found[member["name"]]) != member["digest"]:
+        raise ValueError(f"{path}: cannot be read: {e.strerror or e}; `crosspair verify` says what is damaged") from e
+    found = {m["name"]: data for m, data in zip(wanted, parts, strict=True)}
+    for member in wanted:
+        if content_digest(found[member["name"]]) != member["digest"]:
             raise ValueError(f"{path}: {row['sample']}.{member['name']} does not have its digest; `crosspair verify` says what is damaged")
     return found
 

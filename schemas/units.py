@@ -26,6 +26,7 @@ class Shot:
     first_frame: int
     last_frame: int
     folder: str  # ingest's artifact folder, relative to the run: timing.npz and, with sound, sound.s16
+    has_sound: bool  # of the source
 
 
 @dataclass(frozen=True, kw_only=True)

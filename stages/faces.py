@@ -74,7 +74,7 @@ class Faces:
         self._known = shot.content, check_content(path, shot.content, stamp if content == shot.content else None)
 
     def _clips(self, shot: Shot, out: Outputs) -> tuple[dict[str, Any], list[Clip]]:
-        timing = Timing.read(out.root / shot.folder / TIMING)
+        timing = Timing.read(out.input(shot.folder, TIMING))
         source_frames = frame_map(timing.times, shot.first_frame, shot.last_frame, self.fps)
         min_frames = round(self.config.min_clip_s * self.fps)
         if len(source_frames) < min_frames:
@@ -202,9 +202,9 @@ class Faces:
 
     def _cut_sound(self, shot: Shot, start_s: float, frames: int, name: str, out: Outputs) -> bool:
         """The clip's sound, as long as its picture to the sample; silence where the source's ends early."""
-        path = out.root / shot.folder / SOUND
-        if not path.is_file():
+        if not shot.has_sound:
             return False
+        path = out.input(shot.folder, SOUND)
         start = round(start_s * SAMPLE_RATE_HZ)
         wanted = round(frames / self.fps * SAMPLE_RATE_HZ)
         with path.open("rb") as f:

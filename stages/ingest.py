@@ -42,7 +42,7 @@ class IngestConfig:
 class Ingest:
     """Source file -> shots."""
 
-    name, version = "ingest", 2
+    name, version = "ingest", 3
 
     def __init__(self, config: IngestConfig) -> None:
         self.config = config
@@ -67,7 +67,13 @@ class Ingest:
         bounds = shot_bounds(times, {*cuts, *jumps})
         shots = [
             Shot(
-                id=shot_id(source.id, content, a, b - 1), source=source, content=content, first_frame=a, last_frame=b - 1, folder=out.folder
+                id=shot_id(source.id, content, a, b - 1),
+                source=source,
+                content=content,
+                first_frame=a,
+                last_frame=b - 1,
+                folder=out.folder,
+                has_sound=has_audio,
             )
             for a, b in itertools.pairwise(bounds)
         ]

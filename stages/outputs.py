@@ -1,4 +1,4 @@
-"""Where a stage may write: one folder of its own per attempt. Files are flushed before anyone is told of them."""
+"""What a stage reads of the run and what it writes: one folder of its own per attempt. Files are kept before anyone is told of them."""
 
 from __future__ import annotations
 
@@ -8,34 +8,56 @@ from pathlib import Path
 
 from schemas.files import flush_to_disk
 from schemas.ids import file_digest
+from schemas.store import DiskStore, Store, scratch_folder
 
 
 @dataclass
 class Outputs:
-    """The attempt's folder. `root` is the run; records name files relative to it, so that a run can be moved.
+    """The attempt's folder. Records name files relative to the run, so that a run can be moved.
+
+    On a disk a stage works in the run's own folders. Files of a run in an object store are fetched when a stage asks for them, and
+    what it writes stays on the worker's disk until `flush`.
 
     Attributes:
-        root: the run's folder.
-        folder: this attempt's folder, relative to `root`; created when the first file is asked for.
+        run: the run's folder.
+        folder: this attempt's folder, relative to the run; created when the first file is asked for.
         seconds: what this unit may take; stages pass it on to subprocesses.
     """
 
-    root: Path
+    run: Store
     folder: str
     seconds: float = 600.0
     digests: dict[str, str] = field(default_factory=dict)
+    _sent: bool = False  # files to an object store
+
+    @property
+    def _here(self) -> Path:
+        """The folder that `folder` is relative to, on this machine."""
+        return self.run.root if isinstance(self.run, DiskStore) else scratch_folder()
+
+    def input(self, folder: str, name: str) -> Path:
+        """A file of the run, to read. Raises FileNotFoundError."""
+        if isinstance(self.run, DiskStore):
+            return self.run.root / folder / name
+        path = scratch_folder() / "inputs" / folder / name
+        if not path.is_file():
+            data = self.run.read(f"{folder}/{name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return path
 
     def path(self, name: str) -> Path:
         """A path to write one new file to."""
         assert "/" not in name, name
-        folder = self.root / self.folder
+        folder = self._here / self.folder
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 
     def seal(self, name: str) -> str:
         """Flushes a written file to the disk and returns its digest."""
         path = self.path(name)
-        flush_to_disk(path)
+        if isinstance(self.run, DiskStore):
+            flush_to_disk(path)
         self.digests[name] = file_digest(path)
         return self.digests[name]
 
@@ -45,11 +67,16 @@ class Outputs:
         return self.seal(name)
 
     def flush(self) -> None:
-        """Flushes the names of the files to the disk: the attempt's folder and all folders up to the run's. Once, before the record."""
-        if not (self.root / self.folder).is_dir():
+        """Makes sure that all files are in the run to stay. Once, before the record."""
+        if not (self._here / self.folder).is_dir():
             return  # a stage without files
-        for folder in [Path(self.folder), *Path(self.folder).parents]:
-            flush_to_disk(self.root / folder)
+        if not isinstance(self.run, DiskStore):
+            self._sent = True
+            for name in self.digests:
+                self.run.put(self.path(name), f"{self.folder}/{name}")
+            return
+        for folder in [Path(self.folder), *Path(self.folder).parents]:  # the names of the files, and of the folders
+            flush_to_disk(self._here / folder)
 
     def drop(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
@@ -57,4 +84,12 @@ class Outputs:
 
     def discard(self) -> None:
         """Takes the attempt's folder away."""
-        shutil.rmtree(self.root / self.folder, ignore_errors=True)
+        shutil.rmtree(self._here / self.folder, ignore_errors=True)
+        if self._sent:
+            self.run.delete_folder(self.folder)
+
+    def close(self) -> None:
+        """The unit has ended, well or not: its files are in the run, and copies on this machine can go."""
+        if not isinstance(self.run, DiskStore):
+            shutil.rmtree(self._here / self.folder, ignore_errors=True)
+            shutil.rmtree(scratch_folder() / "inputs", ignore_errors=True)

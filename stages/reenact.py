@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,7 +85,7 @@ class MotionStage:
 
     def __call__(self, clip: Clip, out: Outputs) -> tuple[dict[str, Any], list[str]]:
         """Writes motion.npz."""
-        motion = self._engine.motion(view_of(clip, out.root))
+        motion = self._engine.motion(view_of(clip, out))
         out.write(MOTION, motion.encode())
         return {"frames": clip.frames, "ran_on": self._engine.ran_on}, []
 
@@ -103,8 +102,8 @@ class Reenact:
 
     def __call__(self, pair: Pair, out: Outputs) -> tuple[dict[str, Any], list[Driving]]:
         """Renders and encodes, one frame in hand at a time. The rendered length must be the target's."""
-        motion = Motion.decode((out.root / pair.motion_folder / MOTION).read_bytes(), what=f"motion of clip {pair.clip.id}")
-        frames = self._engine.render(self._appearance(pair.portrait, out.root), motion)
+        motion = Motion.decode(out.input(pair.motion_folder, MOTION).read_bytes(), what=f"motion of clip {pair.clip.id}")
+        frames = self._engine.render(self._appearance(pair.portrait, out), motion)
         with VideoWriter(out.path(DRIVING), pair.clip.fps, pair.clip.size_px) as writer:
             for frame in frames:
                 writer.write(frame)
@@ -121,23 +120,22 @@ class Reenact:
         )
         return {"frames": writer.frames, "ran_on": self._engine.ran_on}, [driving]
 
-    def _appearance(self, portrait: PortraitUnit, root: Path) -> Any:
+    def _appearance(self, portrait: PortraitUnit, out: Outputs) -> Any:
         """Computed once per identity and worker, and kept while it is in use."""
         if portrait.id not in self._appearances:
             if len(self._appearances) == _APPEARANCES_KEPT:
                 self._appearances.popitem(last=False)
-            self._appearances[portrait.id] = self._engine.appearance(read_portrait(portrait, root))
+            self._appearances[portrait.id] = self._engine.appearance(read_portrait(portrait, out))
         self._appearances.move_to_end(portrait.id)
         return self._appearances[portrait.id]
 
 
-def view_of(clip: Clip, root: Path) -> ClipView:
-    folder = root / clip.folder
-    points, _ = read_track(folder / clip.file(TRACK))
-    target = folder / clip.file(TARGET)
+def view_of(clip: Clip, out: Outputs) -> ClipView:
+    points, _ = read_track(out.input(clip.folder, clip.file(TRACK)))
+    target = out.input(clip.folder, clip.file(TARGET))
     return ClipView(frames=lambda: (f.rgb for f in decode(target)), points=points, fps=clip.fps, size_px=clip.size_px)
 
 
-def read_portrait(portrait: PortraitUnit, root: Path) -> Portrait:
-    points, _ = read_track(root / portrait.folder / portrait.track)
-    return Portrait(read_image(root / portrait.folder / portrait.image), points[portrait.frame])
+def read_portrait(portrait: PortraitUnit, out: Outputs) -> Portrait:
+    points, _ = read_track(out.input(portrait.folder, portrait.track))
+    return Portrait(read_image(out.input(portrait.folder, portrait.image)), points[portrait.frame])

@@ -66,9 +66,9 @@ class RegionsStage:
     def __call__(self, driving: Driving, out: Outputs) -> tuple[dict[str, Any], list[str]]:
         """Writes regions.npz and controls.npz; returns the pair's scores."""
         clip = driving.pair.clip
-        target, _ = read_track(out.root / clip.folder / clip.file(TRACK))
+        target, _ = read_track(out.input(clip.folder, clip.file(TRACK)))
         faults = PictureFaults()
-        points, regions = self._find(faults.watch(frame.rgb for frame in decode(out.root / driving.folder / DRIVING)))
+        points, regions = self._find(faults.watch(frame.rgb for frame in decode(out.input(driving.folder, DRIVING))))
         out.write(REGIONS_FILE, regions.encode())
         out.write(CONTROLS_FILE, encode_controls(target, points, pose_matrices(target), pose_matrices(points)))
         return faults.scores() | score(target, points), []

@@ -14,6 +14,7 @@ from pipeline.card import dataset_card
 from pipeline.pack import SampleFiles, pack
 from schemas.ids import content_digest, digest, file_digest
 from schemas.sample import INDEX_NAME, MEMBERS, SampleInfo, read_index, read_members
+from schemas.store import DiskStore
 
 KB = 300  # of a sample's target video
 
@@ -26,9 +27,9 @@ def sample(root: Path, name: str, split: str = "train", version: int = 0, sound:
             continue
         path = root / f"{key}.{version}.{member}"
         path.write_bytes(f"{name} {member} {version}".encode() * (kb * 70 if member == "target.mp4" else 1))
-        files[member] = (path, file_digest(path))
+        files[member] = (path.name, file_digest(path))
     info = dataclasses.replace(ANY_INFO, key=key, clip=f"clip-{name}", split=split, has_audio=sound)
-    return SampleFiles(info, files, {"pose_error_deg": 1.0, "unknown": 2.0})
+    return SampleFiles(info, DiskStore(root), files, {"pose_error_deg": 1.0, "unknown": 2.0})
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_a_kill_before_the_old_tar_goes_is_mended(tmp_path: Path, samples: list[
 
 
 def test_an_artifact_that_changed_is_not_packed(tmp_path: Path, samples: list[SampleFiles]) -> None:
-    path = samples[3].files["driving.mp4"][0]
+    path = Path(samples[3].store.at(samples[3].files["driving.mp4"][0]))
     path.write_bytes(path.read_bytes() + b"!")
     with pytest.raises(ValueError, match=r"driving\.mp4: gone or changed since.*retry RUN --damaged"):
         run_pack(tmp_path / "set", samples)

@@ -33,7 +33,7 @@ _FLAGS = [
 
 @pytest.fixture(scope="module")
 def page(finished: Finished) -> Path:
-    return write_report(finished.root)
+    return Path(write_report(finished.root))
 
 
 def test_names_every_reason_and_every_pair(finished: Finished, page: Path) -> None:

@@ -183,7 +183,7 @@ def test_steps_can_be_taken_one_by_one(finished: Finished, world: World) -> None
     shutil.rmtree(world.base / "steps" / "shards")
     assert world.run("steps", until="prepare").samples == 0
     assert world.run("steps", until="generate").samples == 0
-    assert world.run("steps") == replace(finished.summary, shards=world.base / "steps" / "shards" / "meshwarp")
+    assert world.run("steps") == replace(finished.summary, shards=str(world.base / "steps" / "shards" / "meshwarp"))
     assert diff(finished.root, world.base / "steps") == []
     with pytest.raises(ValueError, match="prepare, plan, generate, pack"):
         world.run("steps", until="nowhere")

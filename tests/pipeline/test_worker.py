@@ -41,7 +41,7 @@ def act(unit: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[Shot]]:
         case "raise":
             raise KeyError("boom")
         case "raise_once":
-            flag = out.root / "raised_once"
+            flag = Path(str(out.run)) / "raised_once"
             if not flag.exists():
                 flag.touch()
                 raise RuntimeError("the first time only")
@@ -56,7 +56,7 @@ def act(unit: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[Shot]]:
         case "hang":
             time.sleep(3600)
         case "parent":
-            shot = Shot(id=f"shot-of-{unit.id}", source=unit, content="", first_frame=0, last_frame=1, folder=out.folder)
+            shot = Shot(id=f"shot-of-{unit.id}", source=unit, content="", first_frame=0, last_frame=1, folder=out.folder, has_sound=False)
             return {}, [shot]
     return {"said": unit.identity}, []
 

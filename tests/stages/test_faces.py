@@ -14,6 +14,7 @@ from PIL import Image
 from schemas.ids import clip_id, file_digest, source_id
 from schemas.outcomes import Rejection
 from schemas.sample import decode_image
+from schemas.store import DiskStore
 from schemas.units import Clip, PortraitUnit, Shot, SourceFile
 from schemas.video import decode_video
 from stages.faces import AUDIO, STILL, TARGET, TRACK, Faces, FacesConfig, encode_track, read_track
@@ -33,12 +34,20 @@ def source(path: Path) -> SourceFile:
 
 def as_one_shot(path: Path, root: Path) -> Shot:
     """Ingested, with all cuts taken back."""
-    data, shots = Ingest(IngestConfig())(source(path), Outputs(root, f"ingest/{path.stem}"))
-    return Shot(id="s", source=source(path), content=data["content"], first_frame=0, last_frame=data["frames"] - 1, folder=shots[0].folder)
+    data, shots = Ingest(IngestConfig())(source(path), Outputs(DiskStore(root), f"ingest/{path.stem}"))
+    return Shot(
+        id="s",
+        source=source(path),
+        content=data["content"],
+        first_frame=0,
+        last_frame=data["frames"] - 1,
+        folder=shots[0].folder,
+        has_sound=data["has_audio"],
+    )
 
 
 def faces(path: Path, root: Path, fps: int = FPS, **config: float) -> list[Clip]:
-    clips: list[Clip] = Faces(FacesConfig(**config), fps, SIZE)(as_one_shot(path, root), Outputs(root, f"faces/{path.stem}"))[1]  # type: ignore[arg-type]
+    clips: list[Clip] = Faces(FacesConfig(**config), fps, SIZE)(as_one_shot(path, root), Outputs(DiskStore(root), f"faces/{path.stem}"))[1]  # type: ignore[arg-type]
     return clips
 
 
@@ -106,8 +115,8 @@ def test_the_same_clip_is_the_same_bytes_after_another_one(made: tuple[Clip, Pat
     clip, root = made
     stage = Faces(FacesConfig(), FPS, SIZE)
     other = write_clip(tmp_path / "hopper.mp4", moving_face("hopper", 32))
-    stage(as_one_shot(other, tmp_path), Outputs(tmp_path, "faces/hopper"))
-    out = Outputs(tmp_path, "faces/again")
+    stage(as_one_shot(other, tmp_path), Outputs(DiskStore(tmp_path), "faces/hopper"))
+    out = Outputs(DiskStore(tmp_path), "faces/again")
     (again,) = stage(as_one_shot(root / "astronaut.mp4", tmp_path), out)[1]
     assert again.digests == clip.digests
 
@@ -160,10 +169,10 @@ def test_a_file_that_is_another_one_by_now_is_an_error(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", moving_face(frames=32))
     shot = as_one_shot(path, tmp_path)
     stage = Faces(FacesConfig(), FPS, SIZE)
-    stage(shot, Outputs(tmp_path, "faces/before"))
+    stage(shot, Outputs(DiskStore(tmp_path), "faces/before"))
     write_clip(tmp_path / "b.mp4", moving_face("hopper", 32)).replace(path)
     with pytest.raises(ValueError, match=r"a\.mp4: changed since it was looked through; run again"):
-        stage(shot, Outputs(tmp_path, "faces/after"))
+        stage(shot, Outputs(DiskStore(tmp_path), "faces/after"))
 
 
 def test_a_file_that_is_replaced_while_it_is_cut_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +182,7 @@ def test_a_file_that_is_replaced_while_it_is_cut_is_an_error(tmp_path: Path, mon
     spans = Faces._spans
     monkeypatch.setattr(Faces, "_spans", lambda *args: other.replace(path) and spans(*args))
     with pytest.raises(ValueError, match="changed since") as e:
-        Faces(FacesConfig(), FPS, SIZE)(shot, Outputs(tmp_path, "faces/a"))
+        Faces(FacesConfig(), FPS, SIZE)(shot, Outputs(DiskStore(tmp_path), "faces/a"))
     assert not isinstance(e.value, Rejection)
 
 
@@ -192,7 +201,7 @@ def test_only_frames_that_are_looked_at_are_converted(tmp_path: Path, monkeypatc
     shot = as_one_shot(path, tmp_path)
     converted.clear()
     with pytest.raises(Rejection):
-        Faces(FacesConfig(survey_every=5), FPS, SIZE)(shot, Outputs(tmp_path, "faces/a"))
+        Faces(FacesConfig(survey_every=5), FPS, SIZE)(shot, Outputs(DiskStore(tmp_path), "faces/a"))
     assert len(converted) == 8
 
 
@@ -340,7 +349,7 @@ def test_a_track_comes_back_as_it_went(tmp_path: Path) -> None:
 
 def portrait(picture: np.ndarray, root: Path) -> PortraitUnit:
     Image.fromarray(picture).save(root / "a.png")
-    (unit,) = Portraits(FacesConfig(), SIZE)(source(root / "a.png"), Outputs(root, "portraits/a"))[1]
+    (unit,) = Portraits(FacesConfig(), SIZE)(source(root / "a.png"), Outputs(DiskStore(root), "portraits/a"))[1]
     return unit
 
 

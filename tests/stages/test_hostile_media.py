@@ -16,6 +16,7 @@ from campaigns.hostile import ACCEPTED, Trap, make_hostile, make_hostile_images
 from pipeline.worker import bounded_memory
 from schemas.ids import source_id
 from schemas.outcomes import Rejection
+from schemas.store import DiskStore
 from schemas.units import SourceFile
 from stages.ingest import Ingest, IngestConfig
 from stages.media import read_image
@@ -41,7 +42,7 @@ def look(path: Path, root: Path) -> str:
     source = SourceFile(id=source_id(path.name), uri=str(path), identity="i", licence="", consent="")
     with bounded_memory(_MEMORY_GB):
         try:
-            Ingest(IngestConfig(max_frame_pixels=4_000_000))(source, Outputs(root, "artifacts", seconds=2 * _SECONDS))
+            Ingest(IngestConfig(max_frame_pixels=4_000_000))(source, Outputs(DiskStore(root), "artifacts", seconds=2 * _SECONDS))
         except Rejection as e:
             assert str(path) in str(e)
             return e.reason

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from schemas.ids import file_digest, source_id
 from schemas.outcomes import Rejection
+from schemas.store import DiskStore
 from schemas.units import Shot, SourceFile
 from stages.ingest import SOUND, Ingest, IngestConfig, Timing, frame_map, frames_at_rate, settle_times, shot_bounds, source_rate
 from stages.outputs import Outputs
@@ -25,7 +26,7 @@ def source(path: Path) -> SourceFile:
 
 
 def ingest(path: Path, root: Path, **config: int) -> tuple[dict, list[Shot], Outputs]:
-    out = Outputs(root, f"artifacts/ingest/{path.stem}")
+    out = Outputs(DiskStore(root), f"artifacts/ingest/{path.stem}")
     return *Ingest(IngestConfig(**config))(source(path), out), out
 
 
@@ -106,21 +107,21 @@ def test_what_was_measured_is_told(tmp_path: Path) -> None:
     assert data["fps"] == pytest.approx(30, rel=0.01)
     assert (data["size_bytes"], data["mtime_ns"]) == (path.stat().st_size, path.stat().st_mtime_ns)
     assert set(out.digests) == {"timing.npz", SOUND}
-    assert abs((out.root / out.folder / SOUND).stat().st_size / 2 / AUDIO_HZ - 1.0) < 0.1
+    assert abs(out.path(SOUND).stat().st_size / 2 / AUDIO_HZ - 1.0) < 0.1
 
 
 def test_uneven_time_stamps_are_kept(tmp_path: Path) -> None:
     times = [0, 40, 80, 400, 440, 480, 1200, 1240]
     path = write_clip(tmp_path / "a.mkv", noise(8, (64, 64)), times_ms=times, container="matroska")
     _, shots, out = ingest(path, tmp_path)
-    timing = Timing.read(out.root / out.folder / "timing.npz")
+    timing = Timing.read(out.path("timing.npz"))
     np.testing.assert_allclose(timing.times, np.array(times) / 1000, atol=1e-6)
     shown = frame_map(timing.times, shots[0].first_frame, shots[0].last_frame, 25)
     assert shown[:12].tolist() == [0, 1, *[2] * 8, 3, 4]
 
 
 def sound_of(out: Outputs) -> np.ndarray:
-    return np.abs(np.frombuffer((out.root / out.folder / SOUND).read_bytes(), "<i2").astype(int))
+    return np.abs(np.frombuffer(out.path(SOUND).read_bytes(), "<i2").astype(int))
 
 
 def test_a_little_disorder_is_sorted() -> None:
@@ -167,7 +168,7 @@ def test_b_frames_in_avi_are_all_shown(tmp_path: Path) -> None:
     command = ["-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=4", "-c:v", "libx264", "-bf", "3", str(path)]
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *command], check=True)
     _, shots, out = ingest(path, tmp_path)
-    timing = Timing.read(out.root / out.folder / "timing.npz")
+    timing = Timing.read(out.path("timing.npz"))
     assert len(shots) == 1
     shown = frame_map(timing.times, 0, 99, 25)
     assert abs(len(shown) - 100) <= 2 and len(set(shown.tolist())) >= 98
@@ -188,7 +189,7 @@ def test_two_streams_joined_are_two_shots_and_all_frames(tmp_path: Path) -> None
     data, shots, out = ingest(path, tmp_path)
     assert [(s.first_frame, s.last_frame) for s in shots] == [(0, 39), (40, 79)]
     assert data["fps"] == pytest.approx(25, rel=0.02)
-    timing = Timing.read(out.root / out.folder / "timing.npz")
+    timing = Timing.read(out.path("timing.npz"))
     for shot in shots:
         assert len(frame_map(timing.times, shot.first_frame, shot.last_frame, 25)) == 40
     assert len(sound_of(out)) / AUDIO_HZ < timing.times[40]
@@ -200,7 +201,7 @@ def test_a_day_without_a_frame_is_no_day_of_frames(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mkv", noise(20, (64, 64)), times_ms=times, sound=tone(0.4), container="matroska")
     _, shots, out = ingest(path, tmp_path)
     assert [s.first_frame for s in shots] == [0, 10]
-    timing = Timing.read(out.root / out.folder / "timing.npz")
+    timing = Timing.read(out.path("timing.npz"))
     assert len(frame_map(timing.times, 10, 19, 25)) == 10
     assert len(sound_of(out)) < 2 * AUDIO_HZ
 
@@ -232,14 +233,14 @@ def test_ffmpeg_gives_up_before_the_unit_does(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(hung))
     path = write_clip(tmp_path / "a.mp4", noise(6, (64, 64)), sound=tone(0.3))
     with pytest.raises(subprocess.TimeoutExpired) as e:
-        Ingest(IngestConfig())(source(path), Outputs(tmp_path, "a", seconds=1.0))
+        Ingest(IngestConfig())(source(path), Outputs(DiskStore(tmp_path), "a", seconds=1.0))
     assert e.value.timeout <= 0.5
 
 
 def test_frames_come_at_the_rate_of_the_map(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", moving_face(frames=40, wh=(64, 64)))
     _, _, out = ingest(path, tmp_path)
-    timing = Timing.read(out.root / out.folder / "timing.npz")
+    timing = Timing.read(out.path("timing.npz"))
     wanted = np.array([17, 17, 18, 21, 21, 21, 30], np.int32)
     got = [(k, f.index, round(f.time_s * 25)) for k, f in frames_at_rate(path, timing, wanted)]
     assert got == [(k, f, f) for k, f in enumerate(wanted)]
@@ -262,7 +263,7 @@ def test_a_file_that_became_shorter_is_a_rejection(tmp_path: Path) -> None:
 def test_late_sound_lies_where_the_picture_has_it(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", noise(50, (64, 64)), sound=click(0.3, 1.0), sound_from_s=0.6)
     _, _, out = ingest(path, tmp_path)
-    sound = np.abs(np.frombuffer((out.root / out.folder / SOUND).read_bytes(), "<i2").astype(int))
+    sound = np.abs(np.frombuffer(out.path(SOUND).read_bytes(), "<i2").astype(int))
     assert np.flatnonzero(sound > 5000)[0] / AUDIO_HZ == pytest.approx(0.9, abs=0.03)
 
 

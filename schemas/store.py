@@ -1,0 +1,360 @@
+"""Stores: a folder of named files, on a disk or in an object store. A file appears under its name whole, or not at all.
+
+Everything that a run keeps is read and written here. Names are relative to the store, with slashes. On a disk a file is written under
+another name, flushed, and renamed; in an object store one PUT, or the end of a multipart upload, is what makes it appear.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar, Union
+
+from schemas.files import StorageError, atomic_file
+from schemas.ids import content_digest, file_digest
+
+_T = TypeVar("_T")
+Place = Union[str, Path, "Store"]
+"""Where a store is, or the store."""
+_AT_ONCE = 64  # objects asked for together
+_DELETED_AT_ONCE = 1000
+_WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # between two tries of an object store that fails: 40 s in all
+
+
+class Store(Protocol):
+    """A folder. `str` of it is its place: a path, or a URI."""
+
+    def at(self, name: str) -> str:
+        """Where a file is, for messages."""
+
+    def sub(self, folder: str) -> Store:
+        """A folder in it."""
+
+    def size(self, name: str) -> int:
+        """Bytes of a file; -1 when it is not there."""
+
+    def read(self, name: str) -> bytes:
+        """A whole file. Raises FileNotFoundError."""
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Stretches (offset, size) of one file; a stretch beyond its end comes short. Raises FileNotFoundError."""
+
+    def read_many(self, names: Sequence[str]) -> list[bytes]:
+        """Whole files, in the order of `names`. Raises FileNotFoundError."""
+
+    def digest(self, name: str) -> str:
+        """Of a file's content (schemas.ids.file_digest). Raises FileNotFoundError."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file, atomically, over the old one if there is one."""
+
+    def writing(self, name: str) -> Any:
+        """A context manager that gives a binary file to write to; what was written appears at its end, unless that is an error."""
+
+    def put(self, file: Path, name: str) -> None:
+        """Takes over the content of a local file, atomically."""
+
+    def mark(self, name: str) -> None:
+        """An empty file, which a machine's crash may lose."""
+
+    def names(self, prefix: str, suffix: str = "") -> list[str]:
+        """All files whose name begins and ends so, at any depth, sorted. Hidden ones and those being written are not among them."""
+
+    def folders(self, prefix: str, depth: int) -> list[str]:
+        """Folders `depth` levels below the folder `prefix`, sorted."""
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Takes files away; those that are not there do not matter."""
+
+    def delete_folder(self, folder: str) -> None:
+        """Takes a folder away, with all that is in it."""
+
+    def clear_unfinished(self) -> None:
+        """Takes away what killed processes were writing; only for the one process that works on the store."""
+
+
+def open_store(place: Place, base: Path | None = None) -> Store:
+    """The store at a path (relative to `base`) or a URI s3://bucket/prefix; a store comes back as it is.
+
+    Raises:
+        ValueError: a URI that is not s3://, or s3:// without s3fs installed.
+    """
+    if isinstance(place, DiskStore | ObjectStore):
+        return place
+    assert isinstance(place, str | Path), place
+    if isinstance(place, str) and "://" in place:
+        return ObjectStore(place)
+    return DiskStore(((base or Path()) / Path(place).expanduser()).absolute())
+
+
+class DiskStore:
+    """A folder of a file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def at(self, name: str) -> str:
+        return str(self.root / name)
+
+    def sub(self, folder: str) -> DiskStore:
+        return DiskStore(self.root / folder)
+
+    def size(self, name: str) -> int:
+        path = self.root / name
+        return path.stat().st_size if path.is_file() else -1
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        parts = []
+        with (self.root / name).open("rb") as f:
+            for offset, size in ranges:
+                f.seek(offset)
+                parts.append(f.read(size))
+        return parts
+
+    def read_many(self, names: Sequence[str]) -> list[bytes]:
+        return [self.read(name) for name in names]
+
+    def digest(self, name: str) -> str:
+        return file_digest(self.root / name)
+
+    def write(self, name: str, data: bytes) -> None:
+        with atomic_file(self.root / name) as f:
+            f.write(data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        with atomic_file(self.root / name) as f:
+            yield f
+
+    def put(self, file: Path, name: str) -> None:
+        with atomic_file(self.root / name) as f, file.open("rb") as source:
+            shutil.copyfileobj(source, f)
+
+    def mark(self, name: str) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def names(self, prefix: str, suffix: str = "") -> list[str]:
+        folder, start = self.root / prefix.rpartition("/")[0], prefix.rpartition("/")[2]
+        found: list[str] = []
+        with_start = sorted(folder.glob(f"{_literal(start)}*")) if folder.is_dir() else []
+        for path in with_start:
+            found += [str(p.relative_to(self.root)) for p in (path.rglob("*") if path.is_dir() else (path,)) if p.is_file()]
+        return sorted(n for n in found if n.endswith(suffix) and not n.rpartition("/")[2].startswith("."))
+
+    def folders(self, prefix: str, depth: int) -> list[str]:
+        return sorted(str(p.relative_to(self.root)) for p in (self.root / prefix).glob("/".join("*" * depth)) if p.is_dir())
+
+    def delete(self, names: Sequence[str]) -> None:
+        for name in names:
+            (self.root / name).unlink(missing_ok=True)
+
+    def delete_folder(self, folder: str) -> None:
+        shutil.rmtree(self.root / folder, ignore_errors=True)
+
+    def clear_unfinished(self) -> None:
+        for pattern in (".*.tmp-*", "tables/.*.tmp-*", "ledger/*/.*.tmp-*", "shards/*/.*.tmp-*"):
+            for path in self.root.glob(pattern):
+                path.unlink(missing_ok=True)
+
+
+def _literal(start: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in start)
+
+
+class ObjectStore:
+    """A prefix of an S3 bucket, or of what speaks its protocol (AWS_ENDPOINT_URL and AWS's other variables say where, and who we are).
+
+    What fails for a moment is tried again for most of a minute; then StorageError names the object.
+    """
+
+    def __init__(self, uri: str) -> None:
+        scheme, _, path = uri.partition("://")
+        if scheme != "s3" or not path.strip("/"):
+            raise ValueError(f"{uri}: a run's folder is a path or s3://bucket/prefix")
+        try:
+            import s3fs
+        except ImportError as e:
+            raise ValueError(f"{uri}: object stores need s3fs: install crosspair[s3]") from e
+        self._path = path.strip("/")
+        config = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3, "mode": "standard"}}
+        # A listing from memory would hide what other workers have written.
+        self._fs = s3fs.S3FileSystem(use_listings_cache=False, config_kwargs=config)
+
+    def __str__(self) -> str:
+        return f"s3://{self._path}"
+
+    def at(self, name: str) -> str:
+        return f"{self}/{name}"
+
+    def sub(self, folder: str) -> ObjectStore:
+        return ObjectStore(f"{self}/{folder}")
+
+    def size(self, name: str) -> int:
+        try:
+            return int(self._try(name, lambda: self._fs.info(self._key(name), refresh=True))["size"])
+        except FileNotFoundError:
+            return -1
+
+    def read(self, name: str) -> bytes:
+        data: bytes = self._try(name, lambda: self._fs.cat_file(self._key(name), max_concurrency=1))
+        return data
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        keys, starts, ends = [self._key(name)] * len(ranges), [o for o, _ in ranges], [o + n for o, n in ranges]
+        parts: list[bytes] = self._try(name, lambda: self._fs.cat_ranges(keys, starts, ends, on_error="raise"))
+        return parts
+
+    def read_many(self, names: Sequence[str]) -> list[bytes]:
+        found: list[bytes] = []
+        for first in range(0, len(names), _AT_ONCE):
+            keys = [self._key(n) for n in names[first : first + _AT_ONCE]]
+            # A single one comes back as bytes.
+            data = self._try(names[first], lambda keys=keys: self._fs.cat(keys, on_error="raise", max_concurrency=1))  # type: ignore[misc]
+            found += [data[k] for k in keys] if isinstance(data, dict) else [data]
+        return found
+
+    def digest(self, name: str) -> str:
+        return content_digest(self.read(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        self._try(name, lambda: self._fs.pipe_file(self._key(name), data), writes=True)
+
+    def read_tagged(self, name: str) -> tuple[bytes, str]:
+        """A file, and the tag that names this state of it. Raises FileNotFoundError."""
+
+        from fsspec.asyn import sync
+
+        async def get() -> tuple[bytes, str]:
+            bucket, _, key = self._key(name).partition("/")
+            response = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)
+            return await response["Body"].read(), response["ETag"]
+
+        return self._try(name, lambda: sync(self._fs.loop, get))
+
+    def write_if(self, name: str, data: bytes, tag: str) -> str | None:
+        """Writes a file if it is still in the state `tag` ("": not there); the tag of the new state, None if it was in another.
+
+        No two callers are told that they did it.
+        """
+        condition = {"IfMatch": tag} if tag else {"IfNoneMatch": "*"}
+
+        def call() -> str | None:
+            bucket, _, key = self._key(name).partition("/")
+            try:
+                return str(self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)["ETag"])
+            except FileNotFoundError as e:
+                raise ValueError(f"{self}: no such bucket") from e
+            except Exception as e:
+                if not _says_precondition(e):
+                    raise
+            # The answer to an earlier try may have been lost: then the file is ours.
+            try:
+                there, now = self.read_tagged(name)
+            except FileNotFoundError:
+                return None
+            return now if there == data else None
+
+        return self._try(name, call)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        with tempfile.NamedTemporaryFile(dir=scratch_folder()) as f:
+            yield f  # type: ignore[misc]
+            f.flush()
+            self.put(Path(f.name), name)
+
+    def put(self, file: Path, name: str) -> None:
+        self._try(name, lambda: self._fs.put_file(str(file), self._key(name)), writes=True)
+
+    def mark(self, name: str) -> None:
+        self.write(name, b"")
+
+    def names(self, prefix: str, suffix: str = "") -> list[str]:
+        folder, _, start = prefix.rpartition("/")
+        found = self._try(prefix, lambda: self._fs.find(self._key(folder), prefix=start))
+        inside = [key[len(self._path) + 1 :] for key in found if key.startswith(f"{self._path}/{prefix}")]
+        return sorted(n for n in inside if n.endswith(suffix) and not n.rpartition("/")[2].startswith("."))
+
+    def folders(self, prefix: str, depth: int) -> list[str]:
+        level = prefix.count("/") + 1 + depth
+        return sorted({"/".join(n.split("/")[:level]) for n in self.names(f"{prefix}/") if n.count("/") >= level})
+
+    def delete(self, names: Sequence[str]) -> None:
+        bucket, _, _ = self._path.partition("/")
+        for first in range(0, len(names), _DELETED_AT_ONCE):
+            objects = [{"Key": self._key(n).partition("/")[2]} for n in names[first : first + _DELETED_AT_ONCE]]
+
+            def call(objects: list[dict[str, str]] = objects) -> None:
+                answer = self._fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+                if answer.get("Errors"):
+                    raise OSError(f"not deleted: {answer['Errors'][0]}")
+
+            self._try(names[first], call)
+
+    def delete_folder(self, folder: str) -> None:
+        self.delete(self.names(f"{folder}/"))
+
+    def clear_unfinished(self) -> None:
+        """Ends the multipart uploads of killed processes: they are not to be seen, and cost their owner money."""
+        bucket, _, prefix = self._path.partition("/")
+        found = self._try("", lambda: self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/"))
+        for upload in found.get("Uploads", ()):
+            with suppress(FileNotFoundError):  # it ended meanwhile
+                about = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                self._try("", partial(self._fs.call_s3, "abort_multipart_upload", **about))
+
+    def _key(self, name: str) -> str:
+        return f"{self._path}/{name}" if name else self._path
+
+    def _try(self, name: str, call: Callable[[], _T], *, writes: bool = False) -> _T:
+        """Calls until it works or patience is at its end. Every call can be made twice: it reads, puts the same bytes, or deletes.
+
+        Raises:
+            FileNotFoundError: there is no such object (of a call that `writes`, it means that an upload was ended from outside).
+            StorageError: not allowed, or still failing.
+        """
+        for wait_s in (*_WAITS_S, None):
+            try:
+                return call()
+            except ValueError:
+                raise
+            except Exception as e:  # botocore, aiohttp and asyncio each have their own words for a bad moment
+                if isinstance(e, FileNotFoundError) and not writes:
+                    raise
+                if wait_s is None or isinstance(e, PermissionError):
+                    raise StorageError(f"{self.at(name)}: {e}") from e
+                time.sleep(wait_s * random.uniform(0.5, 1.0))
+        raise AssertionError
+
+
+def _says_precondition(error: BaseException) -> bool:
+    """Whether a PUT was refused because the object was not in the state that it named."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+    return response.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
+
+
+def scratch_folder() -> Path:
+    """This process's folder for files on their way to or from an object store. Folders of processes that are dead are taken away."""
+    home = Path(tempfile.gettempdir())
+    for old in home.glob("crosspair-*"):
+        pid = old.name.rpartition("-")[2]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(old, ignore_errors=True)
+    mine = home / f"crosspair-{os.getpid()}"
+    mine.mkdir(exist_ok=True)
+    return mine
