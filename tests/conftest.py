@@ -1,4 +1,4 @@
-"""What all tests share: one Ray, the folder of real clips, and a hypothesis that is the same every time."""
+"""What all tests share: one Ray, one S3 server, the folder of real clips, and a hypothesis that is the same every time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from s3server import S3Server
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# set before Ray starts, else its workers would not know; no developer's own keys are used by accident
+S3 = S3Server()
+os.environ.update(S3.environment())
 
 settings.register_profile("crosspair", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("crosspair")
@@ -29,6 +33,17 @@ def ray_session() -> Iterator[None]:
     yield
     if started:
         ray.shutdown()
+
+
+@pytest.fixture
+def s3() -> Iterator[S3Server]:
+    """The session's S3 server, without faults and its counts at nought; what earlier tests stored is still there. It ends with pytest."""
+    if S3.process is None:
+        S3.start()
+    S3.faults({})
+    yield S3
+    if S3.process is not None:
+        S3.calm()
 
 
 @pytest.fixture(scope="session")
