@@ -191,9 +191,11 @@ class ObjectStore:
         except ImportError as e:
             raise ValueError(f"{uri}: object stores need s3fs: install crosspair[s3]") from e
         self._path = path.strip("/")
-        config = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3, "mode": "standard"}}
+        # Few tries below: each layer's are multiplied by those of the layer above, and the last layer is `_try`.
+        config = {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 2, "mode": "standard"}}
         # A listing from memory would hide what other workers have written.
         self._fs = s3fs.S3FileSystem(use_listings_cache=False, config_kwargs=config)
+        self._fs.retries = 2
 
     def __str__(self) -> str:
         return f"s3://{self._path}"
@@ -273,10 +275,13 @@ class ObjectStore:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        with tempfile.NamedTemporaryFile(dir=scratch_folder()) as f:
-            yield f  # type: ignore[misc]
-            f.flush()
-            self.put(Path(f.name), name)
+        with tempfile.TemporaryDirectory(dir=scratch_folder()) as folder:
+            file = Path(folder) / "file"
+            with file.open("wb") as f:
+                yield f
+            self.put(file, name)
+        with suppress(OSError):  # others write too
+            scratch_folder().rmdir()
 
     def put(self, file: Path, name: str) -> None:
         self._try(name, lambda: self._fs.put_file(str(file), self._key(name)), writes=True)
@@ -349,12 +354,17 @@ def _says_precondition(error: BaseException) -> bool:
 
 
 def scratch_folder() -> Path:
-    """This process's folder for files on their way to or from an object store. Folders of processes that are dead are taken away."""
-    home = Path(tempfile.gettempdir())
-    for old in home.glob("crosspair-*"):
-        pid = old.name.rpartition("-")[2]
-        if pid.isdigit() and not Path("/proc", pid).exists():
-            shutil.rmtree(old, ignore_errors=True)
-    mine = home / f"crosspair-{os.getpid()}"
-    mine.mkdir(exist_ok=True)
+    """This process's folder for files on their way to or from an object store; made when it is asked for and not there."""
+    mine = Path(tempfile.gettempdir()) / f"{_scratch_prefix()}{os.getpid()}"
+    if not mine.is_dir():
+        for left in mine.parent.glob(f"{_scratch_prefix()}*"):
+            if not Path("/proc", left.name.split("-")[2]).exists():  # its process was killed
+                shutil.rmtree(left, ignore_errors=True)
+        mine.mkdir()
     return mine
+
+
+def _scratch_prefix() -> str:
+    """Containers that share a folder for temporary files have process numbers of their own."""
+    space = Path("/proc/self/ns/pid")
+    return f"crosspair-{space.stat().st_ino if space.exists() else 0}-"

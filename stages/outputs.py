@@ -84,12 +84,10 @@ class Outputs:
 
     def discard(self) -> None:
         """Takes the attempt's folder away."""
-        shutil.rmtree(self._here / self.folder, ignore_errors=True)
-        if self._sent:
+        if isinstance(self.run, DiskStore) or self._sent:
             self.run.delete_folder(self.folder)
 
     def close(self) -> None:
         """The unit has ended, well or not: its files are in the run, and copies on this machine can go."""
         if not isinstance(self.run, DiskStore):
-            shutil.rmtree(self._here / self.folder, ignore_errors=True)
-            shutil.rmtree(scratch_folder() / "inputs", ignore_errors=True)
+            shutil.rmtree(scratch_folder(), ignore_errors=True)

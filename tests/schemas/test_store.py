@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from s3server import S3Server
 
+import schemas.store
 from schemas.files import StorageError
-from schemas.ids import content_digest
-from schemas.store import DiskStore, Store, open_store
+from schemas.ids import content_digest, digest, file_digest
+from schemas.store import DiskStore, ObjectStore, Store, open_store, scratch_folder
+
+WEATHER = {"internal_error": 0.04, "slow_down": 0.04, "truncate": 0.02, "lost_request": 0.02, "lost_answer": 0.02, "delay": 0.02}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return DiskStore(tmp_path / "run")
+@pytest.fixture(params=["disk", "s3", "s3, bad weather"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """In bad weather every sixth request fails in one of the ways in which they do."""
+    if request.param == "disk":
+        return DiskStore(tmp_path / "run")
+    s3: S3Server = request.getfixturevalue("s3")
+    bucket = f"store-{digest(request.node.name)}"
+    s3.make_bucket(bucket)
+    if request.param != "s3":
+        s3.faults(WEATHER, seed=1, delay_s=0.05)
+    return open_store(f"s3://{bucket}/deep/run")
 
 
 def test_what_is_written_is_read(store: Store) -> None:
@@ -126,5 +143,71 @@ def test_a_store_by_its_place(tmp_path: Path) -> None:
         open_store("s3://")
 
 
-def test_a_storage_error_is_an_os_error() -> None:
-    assert issubclass(StorageError, OSError)
+@pytest.fixture
+def bucket(s3: S3Server, request: pytest.FixtureRequest) -> ObjectStore:
+    name = f"one-{digest(request.node.name)}"
+    s3.make_bucket(name)
+    return ObjectStore(f"s3://{name}/run")
+
+
+def test_an_object_store_that_keeps_failing_is_a_storage_error(bucket: ObjectStore, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemas.store, "_WAITS_S", (0.01,))
+    bucket.write("a", b"old")
+    calls = (lambda: bucket.read("a"), lambda: bucket.write("a", b"new"), lambda: bucket.names(""), lambda: bucket.delete(["a"]))
+    for fault, some in (("internal_error", calls), ("slow_down", calls[:1]), ("lost_request", calls[1:2])):
+        s3.faults({fault: 1.0})
+        for call in some:
+            with pytest.raises(StorageError, match=f"^{bucket}"):
+                call()
+        s3.faults({})
+        assert bucket.read("a") == b"old"
+
+
+def test_a_large_object_that_fails_in_the_middle_is_not_there_and_leaves_nothing(
+    bucket: ObjectStore, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schemas.store, "_WAITS_S", (0.01,))
+    (tmp_path / "large").write_bytes(bytes(120 << 20))  # of three parts
+    bucket.write("a", b"old")
+    s3.faults({"internal_error": 1.0}, methods=("PUT",))  # parts; uploads begin and end with a POST
+    with pytest.raises(StorageError):
+        bucket.put(tmp_path / "large", "a")
+    s3.faults({})
+    assert bucket.read("a") == b"old" and bucket.names("") == ["a"]
+    assert not bucket._fs.call_s3("list_multipart_uploads", Bucket=str(bucket).split("/")[2]).get("Uploads")
+    bucket.put(tmp_path / "large", "a")
+    assert bucket.digest("a") == file_digest(tmp_path / "large")
+
+
+def test_uploads_of_killed_processes_are_ended(bucket: ObjectStore) -> None:
+    name, _, key = bucket.at("a").removeprefix("s3://").partition("/")
+    bucket._fs.call_s3("create_multipart_upload", Bucket=name, Key=key)
+    bucket._fs.call_s3("create_multipart_upload", Bucket=name, Key="elsewhere")
+    bucket.clear_unfinished()
+    left = bucket._fs.call_s3("list_multipart_uploads", Bucket=name)["Uploads"]
+    assert [u["Key"] for u in left] == ["elsewhere"]
+
+
+def test_of_many_writers_on_condition_one_wins(bucket: ObjectStore, s3: S3Server) -> None:
+    s3.faults(WEATHER, seed=2, delay_s=0.05)
+    tag = ""
+    for generation in range(3):
+        with ThreadPoolExecutor(8) as pool:
+            told = list(pool.map(lambda k, tag=tag, g=generation: bucket.write_if("a", f"{g} {k}".encode(), tag), range(8)))
+        assert sum(t is not None for t in told) == 1
+        data, tag = bucket.read_tagged("a")
+        assert data == f"{generation} {next(k for k, t in enumerate(told) if t)}".encode()
+
+
+def test_a_bucket_that_is_not_there_is_told(s3: S3Server) -> None:
+    with pytest.raises(ValueError, match="s3://nobody-made-it/run: no such bucket"):
+        ObjectStore("s3://nobody-made-it/run").write_if("a", b"", "")
+
+
+def test_scratch_of_killed_processes_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "from schemas.store import scratch_folder as s; import os; (s() / 'file').touch(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, cwd=Path(__file__).parents[2])
+    (left,) = tmp_path.glob("*/file")
+    mine = scratch_folder()
+    assert not left.exists() and mine.is_dir() and scratch_folder() == mine
