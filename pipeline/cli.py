@@ -1,4 +1,5 @@
-"""The `crosspair` command: reads arguments, calls one function, prints. What users can mend is one line and exit code 2."""
+"""The `crosspair` command: reads arguments, calls one function, prints. What users can mend is one line and exit code 2,
+or 3 where the storage failed under a command."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from pipeline.cli_models import models_app
 from pipeline.watch import ConsoleWatcher
+from schemas.files import StorageError
 from schemas.outcomes import Outcome
 
 app = typer.Typer(
@@ -178,3 +180,6 @@ def main() -> None:
     except ValueError as e:
         print(f"crosspair: {e}", file=sys.stderr)
         sys.exit(2)
+    except StorageError as e:
+        print(f"crosspair: {e}", file=sys.stderr)
+        sys.exit(3)

@@ -20,6 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from pipeline.config import RayConfig, RunConfig
 from pipeline.engine import on_gpu
 from pipeline.worker import OUTCOME, ROW, SUSPECT, StageWorker, quarantine, run_alone
+from schemas.files import StorageError
 from schemas.store import Store
 from stages.quiet import silent_stderr
 
@@ -137,8 +138,9 @@ class _Work:
                 num_gpus=gpus or None,
                 fn_constructor_args=(str(self.root), config, names, self.session),
             )
-        for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from batch.to_pylist()
+        with _storage_errors():
+            for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                yield from batch.to_pylist()
 
     def _alone(self, item: dict[str, str]) -> list[dict[str, str]]:
         """A suspect by itself, in a fresh process: its children, or its record as one that kills or hangs whoever touches it.
@@ -151,7 +153,8 @@ class _Work:
         task = ray.remote(num_cpus=0.9, num_gpus=gpus, max_retries=0)(run_alone)
         for _ in range(config.limits.attempts):
             try:
-                told: list[dict[str, str]] = ray.get(task.remote(str(self.root), config, item, self.session, StageWorker))
+                with _storage_errors():
+                    told: list[dict[str, str]] = ray.get(task.remote(str(self.root), config, item, self.session, StageWorker))
             except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as e:
                 died = type(e).__name__
                 ended.append(time.time())
@@ -162,10 +165,22 @@ class _Work:
         return []
 
 
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """A worker's StorageError ends the run as what it is; Ray wraps it."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as e:
+        if isinstance(e.cause, StorageError):
+            raise e.cause from None
+        raise
+
+
 def _configure_ray_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
+    context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = -1  # a block may take its rows' time limits together; our watchdog bounds each unit
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # whatever fails there is raised too

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipeline.lease import held
+from schemas.files import own_storage
 from schemas.store import DiskStore, Place, Store, open_store
 
 
@@ -44,16 +45,18 @@ def exclusive(place: Place) -> Iterator[None]:
 
     Raises:
         ValueError: another process holds it.
+        StorageError: the run's storage fails, now or while the lock is held.
     """
     root = open_store(place)
-    if not isinstance(root, DiskStore):
-        with held(root):
+    with own_storage(root.here):
+        if not isinstance(root, DiskStore):
+            with held(root):
+                yield
+            return
+        root.root.mkdir(parents=True, exist_ok=True)
+        with (root.root / ".lock").open("a") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise ValueError(f"{root}: another crosspair process works on this run; wait for it or stop it") from e
             yield
-        return
-    root.root.mkdir(parents=True, exist_ok=True)
-    with (root.root / ".lock").open("a") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise ValueError(f"{root}: another crosspair process works on this run; wait for it or stop it") from e
-        yield

@@ -15,7 +15,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from pipeline.config import RunConfig, fingerprints
 from pipeline.engine import build_engine, frame_seconds
 from pipeline.ledger import LedgerWriter, Record
-from schemas.files import StorageError
+from schemas.files import StorageError, own_storage
 from schemas.outcomes import Outcome, Rejection
 from schemas.store import Store, open_store
 from schemas.units import Clip, Driving, Pair, Shot, SourceFile
@@ -102,6 +102,8 @@ def build_stage(name: str, config: RunConfig) -> Callable[..., tuple[dict[str, A
 class StageWorker:
     """For `Dataset.map_batches`: rows in, rows out (ROW). Rows of other stages pass through untouched.
 
+    Lets out StorageError alone: the unit in hand is left open and due, and what the whole run suffers from ends it.
+
     Args:
         session: of the driver; an attempt that is open in the same session is that of a worker which died.
         alone: no other unit is in this process, so that a suspect may be run.
@@ -115,13 +117,14 @@ class StageWorker:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows: list[dict[str, str]] = []
-        for item in batch.to_pylist():
-            if item["stage"] in self._names:
-                rows += self._run(item["stage"], read_spec(STAGES[item["stage"]].spec, item["spec"]))
-            else:
-                rows.append(item)
-        for writer in self._writers.values():
-            writer.flush()
+        with own_storage(self._root.here):
+            for item in batch.to_pylist():
+                if item["stage"] in self._names:
+                    rows += self._run(item["stage"], read_spec(STAGES[item["stage"]].spec, item["spec"]))
+                else:
+                    rows.append(item)
+            for writer in self._writers.values():
+                writer.flush()
         return pa.Table.from_pylist(rows, schema=ROW)
 
     def _run(self, stage: str, spec: Any) -> list[dict[str, str]]:
@@ -153,9 +156,9 @@ class StageWorker:
             # A Python timer cannot fire while native code holds the interpreter; this one ends the process.
             faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
             try:
-                with bounded_memory(limits.memory_gb):
+                with own_storage(self._root.here), bounded_memory(limits.memory_gb):
                     data, children = self._stage(stage)(spec, out)
-                out.flush()
+                    out.flush()
                 return {
                     "outcome": Outcome.DONE,
                     "data": data,
@@ -163,6 +166,10 @@ class StageWorker:
                     "digests": dict(out.digests),
                     "attempts": attempt,
                 }, children
+            except StorageError:
+                with suppress(StorageError):  # the sweep will see to it
+                    out.discard()
+                raise
             except Rejection as e:
                 fields = {"outcome": Outcome.REJECTED, "reason": e.reason, "message": str(e), "data": dict(e.scores), "attempts": attempt}
                 out.discard()
@@ -172,8 +179,6 @@ class StageWorker:
             except MemoryError:
                 message = f"took more than limits.memory_gb beyond what its worker had ({memory_gb(limits.memory_gb):.1f} GB)"
                 fields = {"outcome": Outcome.FAILED, "reason": "out_of_memory", "message": message, "attempts": attempt}
-            except StorageError:
-                raise
             except Exception as e:
                 where = traceback.extract_tb(e.__traceback__)[-1]
                 message = f"{type(e).__name__}: {e} ({Path(where.filename).name}:{where.lineno})"

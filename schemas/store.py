@@ -6,6 +6,7 @@ another name, flushed, and renamed; in an object store one PUT, or the end of a 
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -30,6 +31,10 @@ _WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # between two tries of an obje
 
 class Store(Protocol):
     """A folder. `str` of it is its place: a path, or a URI."""
+
+    @property
+    def here(self) -> Path:
+        """The folder of this machine that work on it is done in."""
 
     def at(self, name: str) -> str:
         """Where a file is, for messages."""
@@ -102,6 +107,10 @@ class DiskStore:
 
     def __str__(self) -> str:
         return str(self.root)
+
+    @property
+    def here(self) -> Path:
+        return self.root
 
     def at(self, name: str) -> str:
         return str(self.root / name)
@@ -199,6 +208,10 @@ class ObjectStore:
 
     def __str__(self) -> str:
         return f"s3://{self._path}"
+
+    @property
+    def here(self) -> Path:
+        return Path(tempfile.gettempdir())
 
     def at(self, name: str) -> str:
         return f"{self}/{name}"
@@ -342,7 +355,8 @@ class ObjectStore:
                 if isinstance(e, FileNotFoundError) and not writes:
                     raise
                 if wait_s is None or isinstance(e, PermissionError):
-                    raise StorageError(f"{self.at(name)}: {e}") from e
+                    number = errno.EACCES if isinstance(e, PermissionError) else 0
+                    raise StorageError(number, str(e), self.at(name)) from e
                 time.sleep(wait_s * random.uniform(0.5, 1.0))
         raise AssertionError
 

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from schemas.files import flush_to_disk
+from schemas.files import flush_to_disk, own_storage
 from schemas.ids import file_digest
 from schemas.store import DiskStore, Store, scratch_folder
 
@@ -56,14 +56,17 @@ class Outputs:
     def seal(self, name: str) -> str:
         """Flushes a written file to the disk and returns its digest."""
         path = self.path(name)
-        if isinstance(self.run, DiskStore):
-            flush_to_disk(path)
-        self.digests[name] = file_digest(path)
+        with own_storage(self.run.here, path):
+            if isinstance(self.run, DiskStore):
+                flush_to_disk(path)
+            self.digests[name] = file_digest(path)
         return self.digests[name]
 
     def write(self, name: str, data: bytes) -> str:
         """Writes, flushes and digests one small file."""
-        self.path(name).write_bytes(data)
+        path = self.path(name)
+        with own_storage(self.run.here, path):
+            path.write_bytes(data)
         return self.seal(name)
 
     def flush(self) -> None:
@@ -75,8 +78,9 @@ class Outputs:
             for name in self.digests:
                 self.run.put(self.path(name), f"{self.folder}/{name}")
             return
-        for folder in [Path(self.folder), *Path(self.folder).parents]:  # the names of the files, and of the folders
-            flush_to_disk(self._here / folder)
+        with own_storage(self.run.here, self._here / self.folder):
+            for folder in [Path(self.folder), *Path(self.folder).parents]:  # the names of the files, and of the folders
+                flush_to_disk(self._here / folder)
 
     def drop(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)

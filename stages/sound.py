@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
+from threading import Event, Thread, Timer
 
 import ffmpeg
 import imageio_ffmpeg
@@ -14,7 +16,7 @@ import imageio_ffmpeg
 from stages.media import FORMATS, open_video
 
 SAMPLE_RATE_HZ = 16_000
-_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ENOMEM, errno.ENFILE, errno.EMFILE)
+_MACHINE_ERRORS = (errno.EIO, errno.EACCES, errno.ENOMEM, errno.ENFILE, errno.EMFILE)
 
 
 def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float) -> bool:
@@ -26,28 +28,61 @@ def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float)
 
     Raises:
         subprocess.TimeoutExpired: ffmpeg took longer than `timeout_s`.
-        OSError: ffmpeg was killed, or could not write or read (disk full, out of memory).
+        OSError: `out` could not be written (disk full), ffmpeg was killed, or it could not read (out of memory).
     """
     with open_video(path) as container:
         if not container.streams.audio:
             return False
     source = ffmpeg.input(f"file:{path.absolute()}", protocol_whitelist="file,pipe", format_whitelist=FORMATS)
     resampled = source["a:0"].filter("aresample", SAMPLE_RATE_HZ, **{"async": 1, "first_pts": 0})
-    sound = resampled.output(f"file:{out.absolute()}", format="s16le", ac=1, ar=SAMPLE_RATE_HZ, acodec="pcm_s16le", t=duration_s, threads=1)
+    sound = resampled.output("-", format="s16le", ac=1, ar=SAMPLE_RATE_HZ, acodec="pcm_s16le", t=duration_s, threads=1)
     # MPEG-TS, MPEG-PS and Ogg start where the first stream in use does: the picture is in use, so that late sound stays late
     picture = source["V:0"].output("-", format="null", vcodec="copy", t=duration_s)
-    streams = ffmpeg.merge_outputs(sound, picture).global_args("-nostdin", "-loglevel", "error", "-y")
-    done = subprocess.run(streams.compile(cmd=imageio_ffmpeg.get_ffmpeg_exe()), capture_output=True, timeout=timeout_s, check=False)
-    if done.returncode:
-        out.unlink(missing_ok=True)
-        _raise_if_the_machine_failed(path, done.returncode, done.stderr.decode(errors="replace"))
-        return False
-    return out.is_file() and out.stat().st_size > 0
+    streams = ffmpeg.merge_outputs(sound, picture).global_args("-nostdin", "-loglevel", "error")
+    whole = False
+    try:
+        code, said = _run(streams.compile(cmd=imageio_ffmpeg.get_ffmpeg_exe()), out, timeout_s)
+        if code:
+            _raise_if_the_machine_failed(path, code, said)
+        whole = not code
+    finally:
+        if not whole:
+            out.unlink(missing_ok=True)
+    return whole and out.stat().st_size > 0
+
+
+def _run(command: list[str], out: Path, timeout_s: float) -> tuple[int, str]:
+    """ffmpeg's exit status and what it said. What it gives passes through our hands into `out`: a full disk is an error of ours then,
+    not words of ffmpeg's that would have to be told from those about a damaged stream."""
+    said: list[bytes] = []
+    hung = Event()
+    with out.open("wb") as f, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+
+        def stop() -> None:
+            hung.set()
+            process.kill()
+
+        assert process.stdout and process.stderr
+        listener, watchdog = Thread(target=said.extend, args=(process.stderr,)), Timer(timeout_s, stop)
+        listener.start()
+        watchdog.start()
+        try:
+            shutil.copyfileobj(process.stdout, f)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            watchdog.cancel()
+            listener.join()
+    if hung.is_set():
+        raise subprocess.TimeoutExpired(command, timeout_s)
+    return process.returncode, b"".join(said).decode(errors="replace")
 
 
 def _raise_if_the_machine_failed(path: Path, code: int, said: str) -> None:
     if code < 0:
         raise OSError(f"{path}: ffmpeg was ended by signal {-code} ({signal.strsignal(-code)}) while it read the sound")
+    said = said.replace(str(path.absolute()), "")  # anything may stand in a name
     for number in _MACHINE_ERRORS:
         if os.strerror(number) in said:
             raise OSError(number, f"ffmpeg while it read the sound: {os.strerror(number)}", str(path))

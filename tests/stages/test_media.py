@@ -391,7 +391,7 @@ def test_a_full_disk_is_no_silence(tmp_path: Path) -> None:
     out.symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as e:
         extract_sound(face_clip(tmp_path / "a.mp4"), out, 1.0, timeout_s=30)
-    assert e.value.errno == errno.ENOSPC and str(tmp_path / "a.mp4") in str(e.value)
+    assert e.value.errno == errno.ENOSPC
     assert not out.is_symlink()
 
 
@@ -401,6 +401,8 @@ def test_sound_damaged_throughout_is_no_sound(tmp_path: Path) -> None:
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *command], check=True)
     assert not extract_sound(damaged, tmp_path / "a.s16", 1.0, timeout_s=30)
     assert not (tmp_path / "a.s16").exists()
+    misleading = damaged.rename(tmp_path / "Cannot allocate memory.mp4")
+    assert not extract_sound(misleading, tmp_path / "a.s16", 1.0, timeout_s=30)
 
 
 # --- stills
