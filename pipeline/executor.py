@@ -12,20 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import pyarrow as pa
 import ray
 import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.config import RayConfig, RunConfig
 from pipeline.engine import on_gpu
-from pipeline.worker import OUTCOME, ROW, SUSPECT, StageWorker, quarantine, run_alone
+from pipeline.worker import OUTCOME, SUSPECT, StageWorker, quarantine, run_alone
 from schemas.files import StorageError
 from schemas.store import Store
 from stages.quiet import silent_stderr
 
 _MAX_WORKERS = 1024  # of each stage, on a cluster that grows
-_ROWS_A_BLOCK = 8  # a block is what a worker takes at once, and what is done again when it dies
 
 Progress = Callable[[str, str, str], None]
 """Called for every unit that ends: stage, outcome, reason."""
@@ -114,26 +112,33 @@ class _Work:
         self.progress(stage, outcome, reason)
 
     def _graph(self, rows: Sequence[dict[str, str]], chain: Sequence[tuple[str, ...]]) -> Iterator[dict[str, str]]:
-        """Every operator is a pool of `ray.workers` actors. All pools of a chain live at once, so each actor asks for a share of a
-        CPU: a chain can never starve for lack of whole ones."""
+        """Every operator is a pool of up to `ray.workers` actors. All pools of a chain live at once, so each actor asks for a share of
+        a CPU: a chain can never starve for lack of whole ones.
+
+        Each row is a block: a worker takes one at a time, the next goes to whoever is free, and a worker that dies has one to do again.
+        """
         config = self.config
-        workers = max(1, min(config.ray.workers or int(ray.cluster_resources().get("CPU", 1)), len(rows)))
         # A user's cluster may grow when it is asked to; what is there at the start says nothing.
         grows = config.ray.address is not None and not config.ray.workers
-        _configure_ray_data()
-        step = max(1, min(_ROWS_A_BLOCK, len(rows) // (4 * workers)))
-        blocks = [pa.Table.from_pylist(list(rows[i : i + step]), schema=ROW) for i in range(0, len(rows), step)]
-        graph = ray.data.from_arrow(blocks)
+        # Those that have come furthest go first, past the workers of earlier stages: all have something to do from the start.
+        place = {name: k for k, names in enumerate(chain) for name in names}
+        rows = sorted(rows, key=lambda r: -place[r["stage"]])
+        graph = ray.data.from_items(rows, override_num_blocks=len(rows))
+        _configure(graph.context)
         for names in chain:
+            most = _MAX_WORKERS if grows else max(1, config.ray.workers or int(ray.cluster_resources().get("CPU", 1)))
             gpus = 1 / config.ray.workers_per_gpu if on_gpu(names, config) else 0
-            size = workers
-            if gpus:  # more than there is room for would wait for ever
-                size = max(1, min(size, int(ray.cluster_resources().get("GPU", 0) / gpus)))
+            if gpus and not grows:  # more than there is room for would wait for ever
+                room = ray.cluster_resources().get("GPU", 0) / gpus / sum(on_gpu(n, config) for n in chain)
+                most = max(1, min(most, int(room)))
+            few = min(most, len(rows))
+            if names == chain[0]:  # further on, one row may have become many: a film has hundreds of shots
+                most = few
             graph = graph.map_batches(
                 StageWorker,
                 batch_format="pyarrow",
-                batch_size=step if gpus else None,  # Ray wants a number for operators on GPUs
-                compute=ActorPoolStrategy(min_size=1, max_size=min(len(rows), _MAX_WORKERS)) if grows else ActorPoolStrategy(size=size),
+                batch_size=1,
+                compute=ActorPoolStrategy(min_size=1 if grows else few, max_size=most),
                 num_cpus=0.9 / len(chain),
                 num_gpus=gpus or None,
                 fn_constructor_args=(str(self.root), config, names, self.session),
@@ -176,8 +181,10 @@ def _storage_errors() -> Iterator[None]:
         raise
 
 
-def _configure_ray_data() -> None:
-    context = DataContext.get_current()
+def _configure(context: DataContext) -> None:
+    context.target_max_block_size = 1  # byte: every row that comes out is a block, too
+    context.max_tasks_in_flight_per_actor = 1  # none waits for a busy worker while others are free
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0  # all busy
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.verbose_progress = False
