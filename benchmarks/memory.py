@@ -47,7 +47,7 @@ def run_ffmpeg(stream: Any) -> None:
 
 def work(clip: Path, folder: Path, max_clip_s: float) -> dict[str, float]:
     """All stages on one clip; peak memory after each, in MB."""
-    from schemas.units import Driving, Pair, SourceFile
+    from schemas.units import Driving, Performance, SourceFile
     from stages.faces import Faces, FacesConfig
     from stages.ingest import Ingest, IngestConfig
     from stages.meshwarp import MeshWarp, MeshWarpConfig
@@ -72,9 +72,7 @@ def work(clip: Path, folder: Path, max_clip_s: float) -> dict[str, float]:
     engine = MeshWarp(MeshWarpConfig())
     motion, reenact, regions = MotionStage(engine), Reenact(engine, ""), RegionsStage()
     for c in clips:
-        moved = next(attempts)
-        motion(c, moved)
-        pair = Pair(id=c.id, clip=c, portrait=portrait_of_clip(clips[0]), motion_folder=moved.folder)
+        _, (pair,) = motion(Performance(id=c.id, clip=c, portraits=[portrait_of_clip(clips[0])]), next(attempts))
         driving: list[Driving] = reenact(pair, next(attempts))[1]
         peaks["reenact"] = peak_mb()
         regions(driving[0], next(attempts))

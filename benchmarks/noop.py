@@ -26,9 +26,9 @@ from pipeline.config import RunConfig
 from pipeline.executor import Progress
 from pipeline.status import status
 from pipeline.worker import OUTCOME, ROW, StageWorker
-from schemas.ids import clip_id, digest, shot_id
+from schemas.ids import clip_id, digest, pair_id, shot_id
 from schemas.store import Store
-from schemas.units import Clip, Driving, Pair, Shot, SourceFile
+from schemas.units import Clip, Driving, Pair, Performance, Shot, SourceFile
 from stages.outputs import Outputs
 
 SOURCES, REPEATS = 1500, 3
@@ -67,9 +67,11 @@ def faces(shot: Shot, out: Outputs) -> tuple[dict[str, Any], list[Clip]]:
     return {}, [clip]
 
 
-def motion(clip: Clip, out: Outputs) -> tuple[dict[str, Any], list[str]]:
+def motion(performance: Performance, out: Outputs) -> tuple[dict[str, Any], list[Pair]]:
+    clip = performance.clip
     out.write("motion.npz", clip.id.encode())
-    return {"frames": clip.frames}, []
+    pairs = [Pair(id=pair_id(clip.id, p.id), clip=clip, portrait=p, motion_folder=out.folder) for p in performance.portraits]
+    return {"frames": clip.frames}, pairs
 
 
 def reenact(pair: Pair, out: Outputs) -> tuple[dict[str, Any], list[Driving]]:

@@ -16,7 +16,7 @@ from pipeline.worker import build_stage
 from schemas.config import parse_config
 from schemas.outcomes import Outcome
 from schemas.store import Place, Store, open_store
-from schemas.units import Clip, Driving, Pair, PortraitUnit, Shot, SourceFile
+from schemas.units import Clip, Driving, Pair, Performance, PortraitUnit, Shot, SourceFile
 from stages.outputs import Outputs
 from stages.portraits import portrait_of_clip
 
@@ -81,7 +81,7 @@ def _spec(root: Store, unit: str, stage: str, records: dict[str, dict[str, Recor
     elif stage == "faces":
         spec = found["ingest"].get(unit)
     elif stage == "motion":
-        spec = clips.get(unit)
+        spec = Performance(id=unit, clip=clips[unit], portraits=[]) if unit in clips else None
     elif stage == "reenact":
         planned = next((p for p in tables.load_pairs(root) if p.pair == unit), None)
         portraits = found["portraits"] | {p.id: p for p in map(portrait_of_clip, clips.values())}

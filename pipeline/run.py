@@ -154,18 +154,12 @@ def _plan(root: Store, config: RunConfig, state: Prepared, watcher: Watcher) -> 
 def _generate(root: Store, config: RunConfig, prepared: Prepared, watcher: Watcher, start: Callable[[], None]) -> Generated:
     planned = tables.load_pairs(root)
     state = read_generated(root, config, prepared, planned)
-    motion = state.due_motion()
-    if motion or state.due():
+    due = state.due()
+    watcher.step("generate", state.ahead())
+    if due:
         start()
         config = on_this_cluster(config, watcher.say)
-    if motion:
-        watcher.step("motion", len(motion))
-        run_graph(motion, (("motion",),), root, config, watcher.unit)
-        state = read_generated(root, config, prepared, planned)
-    due = state.due()
-    watcher.step("generate", len(due))
-    if due:
-        run_graph(due, (("reenact",), ("regions",)), root, config, watcher.unit)
+        run_graph(due, (("motion",), ("reenact",), ("regions",)), root, config, watcher.unit)
         state = read_generated(root, config, prepared, planned)
     sweep(root, {"motion": state.motion, "reenact": state.reenact, "regions": state.regions})
     save_outcomes(root, prepared, state)

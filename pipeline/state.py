@@ -17,7 +17,7 @@ from pipeline.plan import PlannedPair
 from pipeline.worker import file_state, row
 from schemas.outcomes import ACCEPTED, Outcome, Verdict
 from schemas.store import Store
-from schemas.units import Clip, Driving, Pair, PortraitUnit, Shot, SourceFile
+from schemas.units import Clip, Driving, Pair, Performance, PortraitUnit, Shot, SourceFile
 from stages import gates, quality
 from stages.portraits import portrait_of_clip
 
@@ -197,20 +197,29 @@ class Generated:
     def live(self) -> list[PlannedPair]:
         return [p for p in self.planned if self.is_live(p)]
 
-    def due_motion(self) -> list[dict[str, str]]:
-        clips = {p.clip for p in self.live() if p.pair not in self.reenact}
-        return [row("motion", self.clips[c]) for c in sorted(clips) if c not in self.motion]
-
     def due(self) -> list[dict[str, str]]:
         """Rows that the generate graph has yet to work on; pairs whose motion could not be made are not among them."""
-        rows = []
+        return [row(stage, unit) for stage, unit in self._due()]
+
+    def ahead(self) -> int:
+        """How many units the rows of `due` come to in the end, if none is rejected: a pair is rendered, then measured."""
+        counts = {"motion": 1, "reenact": 2, "regions": 1}
+        return sum(counts[stage] + (2 * len(unit.portraits) if stage == "motion" else 0) for stage, unit in self._due())
+
+    def _due(self) -> list[tuple[str, Any]]:
+        """Stage and unit; a pair whose clip has no motion yet comes with the clip."""
+        units: list[tuple[str, Any]] = []
+        waiting: defaultdict[str, list[PortraitUnit]] = defaultdict(list)
         for planned in self.live():
             if planned.pair not in self.reenact:
                 pair = self.pair(planned)
-                rows += [row("reenact", pair)] if pair.motion_folder else []
+                if planned.clip not in self.motion:
+                    waiting[planned.clip].append(pair.portrait)
+                elif pair.motion_folder:
+                    units.append(("reenact", pair))
             elif planned.pair not in self.regions and self.reenact[planned.pair].outcome == Outcome.DONE:
-                rows += [row("regions", d) for d in _units(Driving, self.reenact[planned.pair].children)]
-        return rows
+                units += [("regions", d) for d in _units(Driving, self.reenact[planned.pair].children)]
+        return units + [("motion", Performance(id=c, clip=self.clips[c], portraits=waiting[c])) for c in sorted(waiting)]
 
     def verdict(self, planned: PlannedPair) -> tuple[str, str]:
         """Outcome and reason of a pair as a whole; empty while it is under way."""

@@ -30,7 +30,7 @@ from pipeline.ledger import LedgerWriter, Record
 from schemas.files import StorageError, own_storage
 from schemas.outcomes import Outcome, Rejection
 from schemas.store import Store, open_store
-from schemas.units import Clip, Driving, Pair, Shot, SourceFile
+from schemas.units import Driving, Pair, Performance, Shot, SourceFile
 from stages.outputs import Outputs
 
 ROW = pa.schema([("stage", pa.string()), ("unit", pa.string()), ("spec", pa.string())])
@@ -45,13 +45,14 @@ class StageInfo:
     spec: type
     kind: str
     next_stage: str  # "" when nothing follows in the same graph
+    recorded: bool = True  # whether the record names the children; which pairs wait for a clip's motion, the plan says at each time
 
 
 STAGES: dict[str, StageInfo] = {
     "ingest": StageInfo(SourceFile, "source", "faces"),
     "faces": StageInfo(Shot, "shot", ""),
     "portraits": StageInfo(SourceFile, "portrait", ""),
-    "motion": StageInfo(Clip, "clip", ""),
+    "motion": StageInfo(Performance, "clip", "reenact", recorded=False),
     "reenact": StageInfo(Pair, "pair", "regions"),
     "regions": StageInfo(Driving, "pair", ""),
 }
@@ -140,7 +141,7 @@ class StageWorker:
         record = Record(
             **_names(stage, spec, self._fingerprints[stage]),
             seconds=round(time.monotonic() - started, 3),
-            children=[asdict(c) for c in children],
+            children=[asdict(c) for c in children] if info.recorded else [],
             **{**fields, "data": {**fields.get("data", {}), **seen}},
         )
         writer.add(record)
@@ -228,8 +229,7 @@ def quarantine(root: Store, config: RunConfig, item: dict[str, str], session: st
 
 def unit_seconds(stage: str, spec: Any, config: RunConfig) -> float:
     """What a unit may take: frames that are drawn by large networks on a CPU are counted."""
-    clip = spec.clip if isinstance(spec, Pair) else spec
-    frames = clip.frames if isinstance(clip, Clip) else 0
+    frames = spec.clip.frames if isinstance(spec, (Performance, Pair)) else 0
     return config.limits.unit_s + frames * frame_seconds(stage, config)
 
 
@@ -277,8 +277,8 @@ def _parent(spec: Any) -> str:
     match spec:
         case Shot():
             return spec.source.id
-        case Clip():
-            return spec.shot
+        case Performance():
+            return spec.clip.shot
         case Pair():
             return spec.clip.id
         case Driving():
@@ -290,9 +290,9 @@ def _source_uri(spec: Any) -> str:
     match spec:
         case SourceFile():
             return spec.uri
-        case Shot() | Clip():
+        case Shot():
             return spec.source.uri
-        case Pair():
+        case Performance() | Pair():
             return spec.clip.source.uri
         case Driving():
             return spec.pair.clip.source.uri

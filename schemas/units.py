@@ -75,6 +75,15 @@ class PortraitUnit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Performance:
+    """A clip whose motion is to be made, and the portraits that wait for it."""
+
+    id: str  # the clip's
+    clip: Clip
+    portraits: list[PortraitUnit]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pair:
     """One clip driven onto one portrait."""
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from schemas.ids import pair_id
 from schemas.motion import Motion
-from schemas.units import Clip, Driving, Pair, PortraitUnit
+from schemas.units import Clip, Driving, Pair, Performance, PortraitUnit
 from stages.encode import VideoWriter
 from stages.faces import TARGET, TRACK, read_track
 from stages.media import decode, read_image
@@ -75,7 +76,7 @@ MOTION, DRIVING = "motion.npz", "driving.mp4"
 
 
 class MotionStage:
-    """Clip -> motion template, once for all appearances."""
+    """Clip -> motion template, once for all appearances; and the pairs that waited for it."""
 
     name = "motion"
 
@@ -83,11 +84,13 @@ class MotionStage:
         self._engine = engine
         self.version = engine.version
 
-    def __call__(self, clip: Clip, out: Outputs) -> tuple[dict[str, Any], list[str]]:
+    def __call__(self, performance: Performance, out: Outputs) -> tuple[dict[str, Any], list[Pair]]:
         """Writes motion.npz."""
+        clip = performance.clip
         motion = self._engine.motion(view_of(clip, out))
         out.write(MOTION, motion.encode())
-        return {"frames": clip.frames, "ran_on": self._engine.ran_on}, []
+        pairs = [Pair(id=pair_id(clip.id, p.id), clip=clip, portrait=p, motion_folder=out.folder) for p in performance.portraits]
+        return {"frames": clip.frames, "ran_on": self._engine.ran_on}, pairs
 
 
 class Reenact:

@@ -19,6 +19,8 @@ import yaml
 from faceclips import moving_face, write_clip
 from smallworld import CONFIG, EXPECTED, PEOPLE, Finished, Silent, World
 
+from pipeline.config import fingerprints
+from pipeline.ledger import Ledger
 from pipeline.status import status
 from pipeline.storage import exclusive
 from pipeline.tables import load
@@ -66,8 +68,10 @@ def test_a_finished_run_verifies(finished: Finished) -> None:
 
 
 def test_every_unit_is_told_of_as_it_ends(finished: Finished) -> None:
-    assert [name for name, _ in finished.watcher.steps] == ["prepare", "plan", "motion", "generate", "pack"]
-    assert Counter(stage for stage, _, _ in finished.watcher.units)["ingest"] == 12
+    assert [name for name, _ in finished.watcher.steps] == ["prepare", "plan", "generate", "pack"]
+    told = Counter(stage for stage, _, _ in finished.watcher.units)
+    assert told["ingest"] == 12
+    assert dict(finished.watcher.steps)["generate"] == told["motion"] + told["reenact"] + told["regions"] == 4 + 8 + 8
 
 
 def test_samples_hold_together(finished: Finished) -> None:
@@ -228,6 +232,23 @@ def test_a_new_clip_adds_a_generation_and_leaves_the_old_one(finished: Finished,
     assert Counter(s for s, _, _ in watcher.units) == {"ingest": 1, "faces": 1, "motion": 1, "reenact": 2, "regions": 2}
     assert {p.name: file_digest(p) for p in (root / "shards" / "meshwarp").glob("*.tar") if p.name in tars} == tars
     assert verify(root) == []
+
+
+def test_only_what_is_due_is_made_of_what_was_lost(finished: Finished, world: World) -> None:
+    """One pair of a clip whose motion is gone too, as after a kill before its record; one of a clip whose motion is there; one rendered."""
+    root = world.base / "lost"
+    shutil.copytree(finished.root, root)
+    ledger, prints, pairs = Ledger(root), fingerprints(world.config), load(root, "pairs")
+    without, having = pairs[0], next(p for p in pairs if p["clip"] != pairs[0]["clip"])
+    rendered = next(p for p in pairs if p not in (without, having))
+    ledger.forget("motion", prints["motion"], {without["clip"]})
+    ledger.forget("reenact", prints["reenact"], {without["pair"], having["pair"]})
+    ledger.forget("regions", prints["regions"], {without["pair"], having["pair"], rendered["pair"]})
+    watcher = Silent()
+    world.run("lost", watcher)
+    assert Counter(watcher.units) == {("motion", "done", ""): 1, ("reenact", "done", ""): 2, ("regions", "done", ""): 3}
+    assert dict(watcher.steps)["generate"] == 6
+    assert diff(finished.root, root) == [] and verify(root) == []
 
 
 def test_a_clip_that_vanished_since_stays_in_the_books(finished: Finished, world: World) -> None:

@@ -16,14 +16,16 @@ import pyarrow as pa
 import pytest
 
 from pipeline import worker
-from pipeline.config import LimitsConfig, RayConfig, RunConfig, fingerprints
+from pipeline.config import LimitsConfig, RayConfig, ReenactorConfig, RunConfig, fingerprints
 from pipeline.executor import run_graph
 from pipeline.ledger import Ledger, Record
 from pipeline.worker import OUTCOME, ROW, SUSPECT, StageWorker, row, run_alone, unit_seconds
-from schemas.ids import source_id
+from schemas.ids import pair_id, source_id
 from schemas.outcomes import Outcome, Rejection
-from schemas.units import Shot, SourceFile
+from schemas.units import Clip, Pair, Performance, PortraitUnit, Shot, SourceFile
+from stages.liveportrait_settings import LivePortraitConfig
 from stages.outputs import Outputs
+from stages.reenact import MotionStage
 
 REPO = Path(__file__).parents[2]
 
@@ -189,7 +191,7 @@ def test_a_death_leaves_its_unit_open_and_nothing_else(tmp_path: Path, what: str
 
 @pytest.mark.usefixtures("ray_session")
 def test_deaths_and_hangs_on_ray_cost_only_their_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of several rows, one worker: those that share a block with a killer are done, not blamed."""
+    """One worker for all: those that come to it with a killer are done, not blamed."""
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -226,18 +228,49 @@ def test_deaths_and_hangs_on_ray_cost_only_their_units(tmp_path: Path, monkeypat
     assert not list((tmp_path / "ledger/ingest/open").iterdir())
 
 
-def test_frames_that_a_cpu_draws_slowly_are_given_their_time() -> None:
-    from pipeline.config import ReenactorConfig
-    from schemas.units import Clip, Pair, PortraitUnit
-    from stages.liveportrait_settings import LivePortraitConfig
-
+def performance(what: str = "good") -> Performance:
+    """A clip of ten seconds that two portraits wait for."""
     nothing: dict[str, Any] = {"content": "", "folder": "", "digests": {}, "scores": {}}
     clip = Clip(
-        **nothing, id="c", shot="", source=source("x"), track=0, first_frame=0, last_frame=9, source_fps=25, frames=250, fps=25, size_px=64,
-        crop=(0, 0, 64), still_frame=0, has_audio=False, still_scores={},
+        **nothing, id="c", shot="s", source=source(what), track=0, first_frame=0, last_frame=9, source_fps=25, frames=250, fps=25,
+        size_px=64, crop=(0, 0, 64), still_frame=0, has_audio=False, still_scores={},
     )  # fmt: skip
-    portrait = PortraitUnit(**nothing, id="p", source=source("y"), clip="", size_px=64, image="", track="", frame=0)
-    pair = Pair(id="q", clip=clip, portrait=portrait, motion_folder="")
+    portraits = [PortraitUnit(**nothing, id=p, source=source("y"), clip="", size_px=64, image="", track="", frame=0) for p in "pq"]
+    return Performance(id="c", clip=clip, portraits=portraits)
+
+
+@pytest.mark.parametrize(("what", "outcome", "pairs"), [("good", "done", 2), ("reject", "rejected", 0), ("raise", "failed", 0)])
+def test_the_pairs_that_waited_for_a_motion_go_on_when_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, outcome: str, pairs: int
+) -> None:
+    """And the record of the motion names none of them: which pairs are due is the plan's to say, at each time."""
+
+    class Engine:
+        ran_on, version = "cpu", 1
+
+        def motion(self, clip: object) -> Engine:
+            act(unit.clip.source, Outputs(tmp_path, "begun"))
+            return self
+
+        def encode(self) -> bytes:
+            return b"motion"
+
+    monkeypatch.setattr("stages.reenact.view_of", lambda clip, root: clip)
+    monkeypatch.setattr(worker, "build_stage", lambda name, config: MotionStage(Engine()))  # type: ignore[arg-type]
+    unit = performance(what)
+    batch = pa.Table.from_pylist([row("motion", unit)], schema=ROW)
+    told = StageWorker(str(tmp_path), config(), ("motion",), "s")(batch).to_pylist()
+    assert [r["stage"] for r in told] == [OUTCOME] + ["reenact"] * pairs
+    (record,) = records(tmp_path, "motion").values()
+    assert (record.unit, record.outcome, record.kind, record.parent, record.source_uri) == ("c", outcome, "clip", "s", f"/{what}/0")
+    assert record.children == []
+    made = [Pair(id=pair_id("c", p.id), clip=unit.clip, portrait=p, motion_folder=record.folder) for p in unit.portraits]
+    assert [worker.read_spec(Pair, r["spec"]) for r in told[1:]] == made[:pairs]
+
+
+def test_frames_that_a_cpu_draws_slowly_are_given_their_time() -> None:
+    unit = performance()
+    pair = Pair(id="q", clip=unit.clip, portrait=unit.portraits[0], motion_folder="")
 
     def seconds(reenactor: ReenactorConfig, stage: str, spec: Any) -> float:
         return unit_seconds(stage, spec, RunConfig(run="run", clips="clips", reenactor=reenactor))
@@ -245,4 +278,4 @@ def test_frames_that_a_cpu_draws_slowly_are_given_their_time() -> None:
     cpu = ReenactorConfig(engine="liveportrait", models="m", liveportrait=LivePortraitConfig(provider="cpu"))
     cuda = ReenactorConfig(engine="liveportrait", models="m", liveportrait=LivePortraitConfig(provider="cuda"))
     assert seconds(ReenactorConfig(), "reenact", pair) == seconds(cuda, "reenact", pair) == seconds(cpu, "regions", pair) == 900
-    assert seconds(cpu, "reenact", pair) > 250 * 20 and seconds(cpu, "motion", clip) > 900
+    assert seconds(cpu, "reenact", pair) > 250 * 20 and seconds(cpu, "motion", unit) > 900
