@@ -31,7 +31,7 @@ class Summary:
     shards: str = ""  # where the pair set is
 
 
-def list_run(root: Store, config: RunConfig, base: Path) -> tuple[list[SourceFile], list[SourceFile]]:
+def list_run(root: Store, config: RunConfig, base: Path, *, save: bool = True) -> tuple[list[SourceFile], list[SourceFile]]:
     """All clip and portrait files ever listed for this run: a file that has gone since is still a unit with an outcome."""
     known = {(r["kind"], r["source"]): r for r in tables.load(root, "sources")}
     both: dict[str, list[SourceFile]] = {}
@@ -41,7 +41,7 @@ def list_run(root: Store, config: RunConfig, base: Path) -> tuple[list[SourceFil
         # A bare file name takes nothing back of what a manifest once said.
         now = {s.id: s for s in listed if not (s.id in before and says_nothing(s))}
         both[kind] = sorted({**before, **now}.values(), key=lambda s: s.uri)
-    if any((k, s.id) not in known for k, sources in both.items() for s in sources):
+    if save and any((k, s.id) not in known for k, sources in both.items() for s in sources):
         rows = [known.get((k, s.id)) or _source_row(s, k) for k, sources in both.items() for s in sources]
         tables.save(root, "sources", rows, tables.SOURCES)
     return both["clip"], both["portrait"]

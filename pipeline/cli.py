@@ -41,14 +41,22 @@ def _resumable() -> Iterator[None]:
 
 @app.command()
 def run(
-    config: ConfigPath, set_: Overrides = None, until: Annotated[str, typer.Option(help="prepare, plan, generate or pack")] = "pack"
+    config: ConfigPath,
+    set_: Overrides = None,
+    until: Annotated[str, typer.Option(help="prepare, plan, generate or pack")] = "pack",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what is due, and what is done again and why")] = False,
 ) -> None:
     """The whole pipeline; run it again to resume."""
     from pipeline.config import RunConfig
+    from pipeline.run import foresee_run
     from pipeline.run import run as run_pipeline
     from schemas.config import load_config
 
     settings = load_config(RunConfig, config, set_ or ())
+    if dry_run:
+        with ConsoleWatcher(console) as watcher:
+            foresee_run(settings, base=config.parent, watcher=watcher)
+        return
     with _resumable(), ConsoleWatcher(console) as watcher:
         summary = run_pipeline(settings, base=config.parent, watcher=watcher, until=until)
     for name in ("sources", "clips", "pairs"):
@@ -182,4 +190,11 @@ def main() -> None:
         sys.exit(2)
     except StorageError as e:
         print(f"crosspair: {e}", file=sys.stderr)
+        sys.exit(3)
+    except RuntimeError as e:
+        from pipeline.worker import StageUnavailable
+
+        if not isinstance(e, StageUnavailable):
+            raise
+        print(f"crosspair: {e}; mend that, then run again: it goes on where it stood", file=sys.stderr)
         sys.exit(3)

@@ -60,6 +60,7 @@ class RayConfig:
 class LimitsConfig:
     unit_s: float = 900.0  # a unit that takes longer is stopped, native code included
     attempts: int = 2  # before an error is final; and, alone, before a unit that kills its worker is quarantined
+    transient_attempts: int = 5  # the same for an error of the machine or its network, with growing pauses between
     memory_gb: float = 0.0  # that a unit may take beyond what its worker has; 0: half of the machine's
 
 
@@ -96,11 +97,12 @@ class RunConfig:
         if (
             self.limits.attempts < 1
             or self.limits.unit_s <= 0
+            or self.limits.transient_attempts < 1
             or self.faces.survey_every < 1
             or self.ray.workers < 0
             or self.ray.workers_per_gpu < 1
         ):
-            at_least_1 = "limits.attempts, faces.survey_every and ray.workers_per_gpu must be at least 1"
+            at_least_1 = "limits.attempts, limits.transient_attempts, faces.survey_every and ray.workers_per_gpu must be at least 1"
             raise ValueError(f"{at_least_1}, limits.unit_s above 0, ray.workers not below")
         if self.reenactor.engine == "liveportrait" and not self.reenactor.models:
             raise ValueError("reenactor.models: liveportrait needs a folder with its weights; `crosspair models list` says which")

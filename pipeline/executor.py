@@ -18,12 +18,14 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.config import RayConfig, RunConfig
 from pipeline.engine import on_gpu
-from pipeline.worker import OUTCOME, SUSPECT, StageWorker, quarantine, run_alone
+from pipeline.ledger import Ledger
+from pipeline.worker import OUTCOME, SUSPECT, StageUnavailable, StageWorker, quarantine, run_alone
 from schemas.files import StorageError
 from schemas.store import Store
 from stages.quiet import silent_stderr
 
 _MAX_WORKERS = 1024  # of each stage, on a cluster that grows
+_ROWS_A_GRAPH = 20_000  # Ray keeps books on every block, and a row is one
 
 Progress = Callable[[str, str, str], None]
 """Called for every unit that ends: stage, outcome, reason."""
@@ -92,18 +94,20 @@ class _Work:
     def chained(self, rows: Sequence[dict[str, str]], chain: Sequence[tuple[str, ...]]) -> list[dict[str, str]]:
         """Rows for stages behind the chain. Children of units that were run alone go through the chain again, which has their stages."""
         beyond: list[dict[str, str]] = []
+        rows = list(rows)
         here = {name for names in chain for name in names}
         while rows:
             suspects: list[dict[str, str]] = []
-            for item in self._graph(rows, chain):
+            now, rows = rows[:_ROWS_A_GRAPH], rows[_ROWS_A_GRAPH:]
+            for item in self._graph(now, chain):
                 if item["stage"] == OUTCOME:
                     self._tell(item)
                 else:
                     (suspects if item["stage"] == SUSPECT else beyond).append(item)
-            rows = []
             for item in suspects:
                 for child in self._alone(json.loads(item["spec"])):
                     (rows if child["stage"] in here else beyond).append(child)
+            Ledger(self.root).compact()  # every unit has left a segment
         return beyond
 
     def _tell(self, item: dict[str, str]) -> None:
@@ -143,7 +147,7 @@ class _Work:
                 num_gpus=gpus or None,
                 fn_constructor_args=(str(self.root), config, names, self.session),
             )
-        with _storage_errors():
+        with _what_ends_a_run():
             for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 yield from batch.to_pylist()
 
@@ -158,7 +162,7 @@ class _Work:
         task = ray.remote(num_cpus=0.9, num_gpus=gpus, max_retries=0)(run_alone)
         for _ in range(config.limits.attempts):
             try:
-                with _storage_errors():
+                with _what_ends_a_run():
                     told: list[dict[str, str]] = ray.get(task.remote(str(self.root), config, item, self.session, StageWorker))
             except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as e:
                 died = type(e).__name__
@@ -171,12 +175,12 @@ class _Work:
 
 
 @contextmanager
-def _storage_errors() -> Iterator[None]:
-    """A worker's StorageError ends the run as what it is; Ray wraps it."""
+def _what_ends_a_run() -> Iterator[None]:
+    """What a worker lets out ends the run as what it is; Ray wraps it."""
     try:
         yield
     except ray.exceptions.RayTaskError as e:
-        if isinstance(e.cause, StorageError):
+        if isinstance(e.cause, StorageError | StageUnavailable):
             raise e.cause from None
         raise
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
 
@@ -19,6 +19,7 @@ from pipeline.executor import cluster, run_graph
 from pipeline.ledger import Ledger, sweep
 from pipeline.pack import pack
 from pipeline.plan import assign_splits, grow
+from pipeline.redo import foresee, remember
 from pipeline.samples import sample_of
 from pipeline.state import Generated, Prepared, read_generated, read_prepared
 from pipeline.storage import exclusive, read_run_file
@@ -42,6 +43,8 @@ class Watcher(Protocol):
 def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack") -> Summary:
     """Works on `config.run` (relative to `base`) up to and with step `until`, and returns how it stands.
 
+    What is done again, and why, is said before anything is done.
+
     Raises:
         ValueError: what the user can mend: nothing to list, another process on the run, an unknown step.
     """
@@ -53,7 +56,10 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         # Of sessions that were killed; this process alone holds the run now.
         Ledger(root).close_attempts()
         root.clear_unfinished()
-        _write_run_file(root, config, watcher)
+        before = _run_file(root)
+        for sentence in foresee(root, config, before) if before else ():
+            watcher.say(sentence)
+        _write_run_file(root, config, before, watcher)
         clips, images = list_run(root, config, base)
         with cluster(config.ray) as start:
             prepared = _prepare(root, config, clips, images, watcher, start)
@@ -74,12 +80,32 @@ def _models_folder(root: Store) -> Path:
     return Path.home() / ".cache" / "crosspair" / "models"
 
 
-def _write_run_file(root: Store, config: RunConfig, watcher: Watcher) -> None:
+def foresee_run(config: RunConfig, *, base: Path, watcher: Watcher) -> None:
+    """Says what `run` would do again and why, and how much is due as far as is known. Changes nothing of the run.
+
+    Raises:
+        ValueError: as `run`.
+    """
+    root = open_store(config.run, base)
+    config = with_weights(config, base, scratch=_models_folder(root), say=watcher.say)
+    for sentence in foresee(root, config, before) if (before := _run_file(root)) else ():
+        watcher.say(sentence)
+    prepared = read_prepared(root, config, *list_run(root, config, base, save=False))
+    watcher.step("prepare", len(prepared.due()) + sum(map(len, prepared.changed().values())))
+    planned = tables.load_pairs(root)
+    watcher.step("generate", read_generated(root, config, prepared, planned).ahead())
+
+
+def _run_file(root: Store) -> dict[str, Any] | None:
+    return read_run_file(root) if root.size("run.yaml") >= 0 else None
+
+
+def _write_run_file(root: Store, config: RunConfig, before: dict[str, Any] | None, watcher: Watcher) -> None:
     """run.yaml; warns where libraries differ from those that the run began with."""
     versions: dict[str, str] = {name: importlib.metadata.version(name) for name in _RECORDED}
     versions |= {d.name: d.version for name in ("onnxruntime", "onnxruntime-gpu") for d in importlib.metadata.distributions(name=name)}
-    if root.size("run.yaml") >= 0:
-        began = read_run_file(root).get("versions", {})
+    if before:
+        began = before.get("versions", {})
         changed = [f"{n} {began[n]} -> {v}" for n, v in versions.items() if began.get(n, v) != v]
         if changed:
             watcher.say(f"warning: the run began with other versions; bytes may differ: {', '.join(changed)}")
@@ -91,6 +117,7 @@ def _write_run_file(root: Store, config: RunConfig, watcher: Watcher) -> None:
         "fingerprint": digest(*(f"{k}={v}" for k, v in sorted(prints.items()))),
         "fingerprints": prints,
         "versions": versions,
+        "history": remember(before, prints) if before else [],
     }
     root.write("run.yaml", yaml.safe_dump(content, sort_keys=False).encode())
 

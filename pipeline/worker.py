@@ -5,10 +5,13 @@ The one place where errors, time limits and deaths become outcomes. Stages know 
 
 from __future__ import annotations
 
+import errno
 import faulthandler
+import itertools
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +37,15 @@ from schemas.units import Driving, Pair, Performance, Shot, SourceFile
 from stages.outputs import Outputs
 
 ROW = pa.schema([("stage", pa.string()), ("unit", pa.string()), ("spec", pa.string())])
+_TRANSIENT = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EAGAIN", "EBUSY", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOBUFS", "ENOLCK", "ENOMEM", "ESTALE", "ETIMEDOUT", "EREMOTEIO"),
+        *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH", "ENOTCONN"),
+    )
+    if hasattr(errno, name)
+)
+_PAUSE_S = 1.0  # before a transient error is tried again; each time four times as long
 OUTCOME = "outcome"  # the stage of a row that only tells the driver how a unit ended
 SUSPECT = "suspect"  # of a row whose spec is another row: a unit whose worker died under it, to be run again alone
 
@@ -100,10 +112,14 @@ def build_stage(name: str, config: RunConfig) -> Callable[..., tuple[dict[str, A
     return MotionStage(engine) if name == "motion" else Reenact(engine, fingerprints(config)["reenact"])
 
 
+class StageUnavailable(RuntimeError):
+    """A machine cannot run a stage at all: a network or a library does not load. No unit is to blame, and the run stops."""
+
+
 class StageWorker:
     """For `Dataset.map_batches`: rows in, rows out (ROW). Rows of other stages pass through untouched.
 
-    Lets out StorageError alone: the unit in hand is left open and due, and what the whole run suffers from ends it.
+    Lets out StorageError and StageUnavailable alone: the unit in hand is left open and due, and what the whole run suffers from ends it.
 
     Args:
         session: of the driver; an attempt that is open in the same session is that of a worker which died.
@@ -151,7 +167,7 @@ class StageWorker:
         """Runs the stage, again after an error while attempts are left; (fields of the record, children)."""
         limits, seconds = self._config.limits, unit_seconds(stage, spec, self._config)
         fields: dict[str, Any] = {}
-        for attempt in range(1, limits.attempts + 1):
+        for attempt in itertools.count(1):
             folder = f"artifacts/{stage}/{spec.id[:2]}/{spec.id}/{self._fingerprints[stage][:8]}-{uuid.uuid4().hex[:8]}"
             out = Outputs(self._root, folder, seconds)
             # A Python timer cannot fire while native code holds the interpreter; this one ends the process.
@@ -167,7 +183,7 @@ class StageWorker:
                     "digests": dict(out.digests),
                     "attempts": attempt,
                 }, children
-            except StorageError:
+            except (StorageError, StageUnavailable):
                 with suppress(StorageError):  # the sweep will see to it
                     out.discard()
                 raise
@@ -183,17 +199,31 @@ class StageWorker:
             except Exception as e:
                 where = traceback.extract_tb(e.__traceback__)[-1]
                 message = f"{type(e).__name__}: {e} ({Path(where.filename).name}:{where.lineno})"
-                fields = {"outcome": Outcome.FAILED, "reason": "error", "message": message, "attempts": attempt}
+                reason = "transient" if _is_transient(e) else "error"
+                fields = {"outcome": Outcome.FAILED, "reason": reason, "message": message, "attempts": attempt}
             finally:
                 faulthandler.cancel_dump_traceback_later()
                 out.close()
             out.discard()
+            passes = fields["reason"] == "transient"
+            if attempt >= (limits.transient_attempts if passes else limits.attempts):
+                break
+            if passes:
+                time.sleep(min(_PAUSE_S * 4 ** (attempt - 1), 60.0))
         return fields, []
 
     def _stage(self, name: str) -> Callable[..., tuple[dict[str, Any], list[Any]]]:
         if name not in self._stages:
-            self._stages[name] = build_stage(name, self._config)
+            try:
+                self._stages[name] = build_stage(name, self._config)
+            except Exception as e:
+                raise StageUnavailable(f"{socket.gethostname()}: stage {name} cannot begin its work there: {type(e).__name__}: {e}") from e
         return self._stages[name]
+
+
+def _is_transient(error: Exception) -> bool:
+    """Whether the machine or its network failed, not the file: what may be well in a minute. Decoders use the same numbers otherwise."""
+    return isinstance(error, OSError) and error.errno in _TRANSIENT and not type(error).__module__.startswith("av.")
 
 
 def run_alone(root: str, config: RunConfig, item: dict[str, str], session: str, worker: type[StageWorker]) -> list[dict[str, str]]:

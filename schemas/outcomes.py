@@ -50,6 +50,7 @@ REASONS: dict[str, str] = {
     "hung": "the unit took longer than its time limit each time, and its worker with it",
     "out_of_memory": "the unit took more memory than `limits.memory_gb` allows",
     "worker_died": "the unit's worker died under it",
+    "transient": "the machine or its network failed each time it was tried; `crosspair retry RUN --reason transient` when they are well",
     "error": "an unexpected error; see the message",
 }
 

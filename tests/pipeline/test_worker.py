@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -19,9 +21,10 @@ from pipeline import worker
 from pipeline.config import LimitsConfig, RayConfig, ReenactorConfig, RunConfig, fingerprints
 from pipeline.executor import run_graph
 from pipeline.ledger import Ledger, Record
-from pipeline.worker import OUTCOME, ROW, SUSPECT, StageWorker, row, run_alone, unit_seconds
+from pipeline.worker import OUTCOME, ROW, SUSPECT, StageUnavailable, StageWorker, row, run_alone, unit_seconds
 from schemas.ids import pair_id, source_id
 from schemas.outcomes import Outcome, Rejection
+from schemas.store import DiskStore
 from schemas.units import Clip, Pair, Performance, PortraitUnit, Shot, SourceFile
 from stages.liveportrait_settings import LivePortraitConfig
 from stages.outputs import Outputs
@@ -47,6 +50,9 @@ def act(unit: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[Shot]]:
             if not flag.exists():
                 flag.touch()
                 raise RuntimeError("the first time only")
+        case "stale":
+            if not (Path(str(out.run)) / "passes").exists():
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), unit.uri)
         case "slow_tool":
             raise subprocess.TimeoutExpired("ffmpeg", 1.0)
         case "glutton":
@@ -161,13 +167,29 @@ class TestInProcess:
         assert records(tmp_path)[source("good").id].outcome == Outcome.DONE
         assert np.ones(100_000_000).nbytes == 800_000_000  # the limit went with the unit
 
-    def test_a_stage_that_cannot_be_built_fails_its_units(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_stage_that_cannot_be_built_stops_the_run_and_blames_no_unit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(*_: object) -> Callable[..., Any]:
             raise FileNotFoundError("no weights")
 
         monkeypatch.setattr(worker, "build_stage", broken)
-        r = one(tmp_path, "good")
-        assert (r.outcome, r.reason) == (Outcome.FAILED, "error") and "no weights" in r.message
+        with pytest.raises(StageUnavailable, match=r"^[^:]+: stage ingest cannot begin its work there: FileNotFoundError: no weights$"):
+            one(tmp_path, "good")
+        assert records(tmp_path, "ingest") == {}
+
+    def test_what_may_be_well_in_a_minute_is_tried_more_often(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pauses: list[float] = []
+        monkeypatch.setattr(time, "sleep", pauses.append)
+        r = one(tmp_path, "stale")
+        assert (r.outcome, r.reason, r.attempts) == (Outcome.FAILED, "transient", 5) and "Stale file handle" in r.message
+        assert pauses == [1, 4, 16, 60]
+        (tmp_path / "passes").touch()
+        r = one(tmp_path, "stale")
+        assert r.outcome == Outcome.DONE
+
+    def test_a_decoder_that_says_the_same_is_not_the_machine(self) -> None:
+        assert worker._is_transient(OSError(errno.EIO, "Input/output error"))
+        assert not worker._is_transient(av.error.OSError(errno.EIO, "Input/output error"))
+        assert not worker._is_transient(FileNotFoundError(errno.ENOENT, "gone")) and not worker._is_transient(ValueError())
 
 
 @pytest.mark.parametrize("what", ["exit", "hang"])
@@ -249,7 +271,7 @@ def test_the_pairs_that_waited_for_a_motion_go_on_when_it_is_made(
         ran_on, version = "cpu", 1
 
         def motion(self, clip: object) -> Engine:
-            act(unit.clip.source, Outputs(tmp_path, "begun"))
+            act(unit.clip.source, Outputs(DiskStore(tmp_path), "begun"))
             return self
 
         def encode(self) -> bytes:

@@ -1,0 +1,113 @@
+"""Redo: what a run will do again and why, said before anything is done. Nothing is decided here; the ledger decides.
+
+A unit is done again when its stage has records of it under other fingerprints, and none under the present one. Why is the difference
+between the present config and the one those records were made with, which run.yaml keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.config import RunConfig, fingerprints
+from pipeline.ledger import STAGES, Ledger
+from schemas.store import Place
+
+# Settings that change a stage's output, and the stages whose output it works on (pipeline.config.fingerprints).
+_SECTIONS = {"ingest": ("ingest",), "faces": ("faces", "video"), "portraits": ("faces", "video")}
+_SECTIONS |= {"motion": ("reenactor",), "reenact": ("reenactor",), "regions": ()}
+_AFTER = {
+    "ingest": (),
+    "faces": ("ingest",),
+    "portraits": (),
+    "motion": ("faces",),
+    "reenact": ("motion", "portraits"),
+    "regions": ("reenact",),
+}
+_DECIDES = {
+    "gates": "verdicts on clips are taken again, from the scores that are there",
+    "portrait_gates": "verdicts on portraits are taken again, from the scores that are there",
+    "quality": "verdicts on pairs are taken again, from the scores that are there",
+    "pairs": "counts for pairs that are planned from now on; planned ones stay",
+    "splits": "counts for people first seen from now on",
+    "shards": "counts for tars that are written from now on",
+}
+_NOT_OUTPUT = frozenset({"files", "models", "landmarks", "allow_untrained", "provider", "batch", "threads"})  # of `reenactor`
+
+
+@dataclass(frozen=True)
+class Redone:
+    """One stage: units that stand, units that are done again, and why ("" when none is)."""
+
+    stage: str
+    stand: int
+    again: int
+    why: str
+
+    def __str__(self) -> str:
+        stand = f"{self.stand} stand" if self.stand else ""
+        again = f"{self.again} again: {self.why}" if self.again else ""
+        return f"{self.stage}: {', '.join(part for part in (again, stand) if part)}"
+
+
+def foresee(root: Place, config: RunConfig, before: Mapping[str, Any]) -> list[str]:
+    """Sentences about what is decided anew and what is done again, none when nothing is. `before` is run.yaml as it is."""
+    said = [f"{field} {change}: {_DECIDES[section]}" for section, field, change in _decisions(before["config"], asdict(config))]
+    history = remember(before, fingerprints(config))
+    redone = list(_redone(root, config, history)) if history else []
+    return said + [str(r) for r in redone] if any(r.again for r in redone) else said
+
+
+def remember(before: Mapping[str, Any], prints: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What the next run.yaml keeps of earlier ones, oldest first: {"fingerprints": ..., "config": ...} where fingerprints were others."""
+    states = [*before.get("history", []), {"fingerprints": before["fingerprints"], "config": before["config"]}]
+    latest = {tuple(sorted(s["fingerprints"].items())): s for s in states}
+    return [s for s in latest.values() if s["fingerprints"] != prints]
+
+
+def _redone(root: Place, config: RunConfig, history: list[dict[str, Any]]) -> Iterator[Redone]:
+    prints, now = fingerprints(config), asdict(config)
+    again_in: set[str] = set()
+    for stage in STAGES:
+        units: dict[str, set[str]] = {}
+        for record in Ledger(root).history(stage):
+            units.setdefault(record.fingerprint, set()).add(record.unit)
+        stand = units.pop(prints[stage], set())
+        again = set().union(*units.values()) - stand
+        if again:
+            again_in.add(stage)
+        made_with = next((h["config"] for h in reversed(history) if units.get(h["fingerprints"].get(stage), set()) & again), None)
+        if stand or again:
+            yield Redone(stage, len(stand), len(again), _why(stage, made_with, now, again_in) if again else "")
+
+
+def _why(stage: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], again_in: set[str]) -> str:
+    if before is None:
+        return "made with settings that are not on record"
+    reasons = [
+        f"{field} {change}" for section in _SECTIONS[stage] for field, change in _changes(before.get(section), now[section], section)
+    ]
+    reasons += [f"after {other}" for other in _AFTER[stage] if other in again_in]
+    return "; ".join(reasons) or "another version of the stage"
+
+
+def _decisions(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for section in _DECIDES:
+        for field, change in _changes(before.get(section), now[section], section):
+            yield section, field, change
+
+
+def _changes(before: Any, now: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Fields that differ, by their full names, and how."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted(before.keys() | now.keys()):
+            if key not in _NOT_OUTPUT:
+                yield from _changes(before.get(key), now.get(key), f"{name}.{key}")
+    elif _plain(before) != _plain(now):
+        yield name, f"{before} -> {now}"
+
+
+def _plain(value: Any) -> Any:
+    """As YAML gives it back."""
+    return list(value) if isinstance(value, tuple) else value
