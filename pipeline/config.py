@@ -51,7 +51,8 @@ class ShardsConfig:
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
     address: str | None = None  # null: a Ray of our own on this machine, stopped at the end
-    mode: Literal["streaming", "staged"] = "streaming"  # all stages of a step at once, or one after the other
+    # All stages of a step at once, or one after the other; auto: at once, unless there are fewer GPUs than stages that run on one.
+    mode: Literal["auto", "streaming", "staged"] = "auto"
     workers: int = 0  # per stage; 0: one per CPU
     workers_per_gpu: int = 2  # of a stage that runs on GPUs: two keep one busy while frames are encoded
 

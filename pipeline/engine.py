@@ -79,8 +79,18 @@ def on_gpu(names: Sequence[str], config: RunConfig) -> bool:
     return settings.engine == "liveportrait" and settings.liveportrait.provider == "cuda" and bool({"motion", "reenact"} & set(names))
 
 
-def on_this_cluster(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
-    """The config with the device that the engine will run on, found out on a worker; tells when it is not what one would wish for.
+def with_mode(config: RunConfig, chain: Sequence[Sequence[str]], gpus: float, say: Callable[[str], None]) -> RunConfig:
+    """The config with `ray.mode` staged, if that is left to us and the chain's operators cannot have a GPU each; tells so."""
+    wanted = sum(on_gpu(names, config) for names in chain)
+    if config.ray.mode != "auto" or gpus >= wanted:
+        return config
+    say(f"one stage at a time: {wanted} stages run on a GPU, and this Ray cluster has {gpus:g} (ray.mode streaming: all at once)")
+    return replace(config, ray=replace(config.ray, mode="staged"))
+
+
+def on_this_cluster(config: RunConfig, chain: Sequence[Sequence[str]], say: Callable[[str], None]) -> RunConfig:
+    """The config with the device that the engine will run on, found out on a worker, and with the chain's mode; tells when they are not
+    what one would wish for.
 
     Raises:
         ValueError: CUDA is asked for and the cluster cannot give it.
@@ -100,7 +110,8 @@ def on_this_cluster(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
         raise ValueError(f"reenactor.liveportrait.provider is cuda, and {why}")
     if why:
         say(f"liveportrait runs on the CPU: {why}")
-    return replace(config, reenactor=replace(config.reenactor, liveportrait=replace(settings, provider=provider)))
+    config = replace(config, reenactor=replace(config.reenactor, liveportrait=replace(settings, provider=provider)))
+    return with_mode(config, chain, ray.cluster_resources().get("GPU", 0), say)
 
 
 def _choose_provider() -> tuple[str, str]:

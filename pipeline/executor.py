@@ -71,12 +71,12 @@ def run_graph(
     is done stand in the ledger either way. A unit whose worker died under it is run again alone, when nobody else can be hurt.
     """
     work = _Work(root, config, progress, uuid.uuid4().hex[:8])
-    if config.ray.mode == "streaming":
-        rows = work.chained(rows, chain)
-    else:
+    if config.ray.mode == "staged":
         for names in chain:
             mine = [r for r in rows if r["stage"] in names]
             rows = [r for r in rows if r["stage"] not in names] + work.chained(mine, (names,))
+    else:
+        rows = work.chained(rows, chain)
     assert not rows, f"rows of stage {rows[0]['stage']} came out of the graph"
     return work.counts
 

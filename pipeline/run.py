@@ -29,6 +29,8 @@ from schemas.store import DiskStore, Store, open_store
 from schemas.units import SourceFile
 
 STEPS = ("prepare", "plan", "generate", "pack")
+_PREPARE = (("ingest",), ("faces", "portraits"))
+_GENERATE = (("motion",), ("reenact",), ("regions",))
 _RECORDED = ("ray", "torch", "numpy", "av", "mediapipe", "opencv-contrib-python", "pyarrow", "imageio-ffmpeg", "scenedetect")
 
 
@@ -141,7 +143,7 @@ def _prepare(
     watcher.step("prepare", len(due))
     if due:
         start()
-        run_graph(due, (("ingest",), ("faces", "portraits")), root, config, watcher.unit)
+        run_graph(due, _PREPARE, root, config, watcher.unit)
         state = read_prepared(root, config, clips, images)
     # Also when nothing was due: the session that did the last unit may have been killed before it came to this.
     sweep(root, {"ingest": state.ingest, "faces": state.faces, "portraits": state.portraits})
@@ -185,8 +187,8 @@ def _generate(root: Store, config: RunConfig, prepared: Prepared, watcher: Watch
     watcher.step("generate", state.ahead())
     if due:
         start()
-        config = on_this_cluster(config, watcher.say)
-        run_graph(due, (("motion",), ("reenact",), ("regions",)), root, config, watcher.unit)
+        config = on_this_cluster(config, _GENERATE, watcher.say)
+        run_graph(due, _GENERATE, root, config, watcher.unit)
         state = read_generated(root, config, prepared, planned)
     sweep(root, {"motion": state.motion, "reenact": state.reenact, "regions": state.regions})
     save_outcomes(root, prepared, state)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import pyarrow as pa
 import pytest
 
 from pipeline import executor
-from pipeline.config import LimitsConfig, RayConfig, RunConfig, fingerprints
+from pipeline.config import LimitsConfig, RayConfig, ReenactorConfig, RunConfig, fingerprints
+from pipeline.engine import with_mode
 from pipeline.executor import run_graph
 from pipeline.ledger import Ledger, Record, sweep
 from pipeline.worker import StageWorker, row
 from schemas.ids import source_id
 from schemas.units import Shot, SourceFile
+from stages.liveportrait_settings import LivePortraitConfig
 from stages.outputs import Outputs
 
 CHAIN = (("ingest",), ("faces",))
@@ -34,20 +37,23 @@ def cut(source: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[Shot]]:
     out.write("timing.npz", b"t")
     if source.identity == "dies once in hand":
         die_once(out.root / "died-in-hand")
+    if source.identity == "slow":
+        time.sleep(1.0)
     if source.identity == "waits for a shot":
         wait_for(lambda: list(out.root.glob("worker-*")))
     about: dict[str, Any] = {"source": source, "content": "", "folder": out.folder}
-    return {}, [Shot(id=f"{source.id}-{n:03d}", first_frame=n, last_frame=n, **about) for n in range(int(source.licence))]
+    return {"at": time.time()}, [Shot(id=f"{source.id}-{n:03d}", first_frame=n, last_frame=n, **about) for n in range(int(source.licence))]
 
 
 def follow(shot: Shot, out: Outputs) -> tuple[dict[str, Any], list[Any]]:
+    began = time.time()
     assert (out.root / shot.folder / "timing.npz").is_file()
     if shot.source.identity == "kills" and shot.first_frame == 3:
         os._exit(1)
     if shot.source.identity == "waits for three workers":
         (out.root / f"worker-{os.getpid()}").touch()
         wait_for(lambda: len(list(out.root.glob("worker-*"))) >= 3)
-    return {"worker": os.getpid()}, []
+    return {"worker": os.getpid(), "began": began}, []
 
 
 def wait_for(what: Callable[[], object]) -> None:
@@ -110,6 +116,33 @@ def test_the_shots_of_one_film_are_spread_over_workers(tmp_path: Path) -> None:
     films = [film("waits for three workers", 12), film("waits for a shot", 0)]
     assert told(tmp_path, config(workers=3), *films) == {("ingest", "done"): 2, ("faces", "done"): 12}
     assert len({r.data["worker"] for r in records(tmp_path, "faces").values()}) == 3
+
+
+def test_staged_no_stage_begins_before_the_one_before_it_has_ended(tmp_path: Path) -> None:
+    """The same counts, though one film takes longer than the others' shots."""
+    done = told(tmp_path, config(workers=2, mode="staged"), film("slow", 2), film("good", 3), film("kills", 4))
+    assert done == {("ingest", "done"): 3, ("faces", "done"): 8, ("faces", "quarantined"): 1}
+    ended = max(r.data["at"] for r in records(tmp_path, "ingest").values())
+    assert ended < min(r.data["began"] for r in records(tmp_path, "faces").values() if r.outcome == "done")
+
+
+@pytest.mark.parametrize(
+    ("mode", "provider", "gpus", "staged"),
+    [
+        ("auto", "cuda", 1, True),
+        ("auto", "cuda", 2, False),
+        ("auto", "cpu", 0, False),
+        ("streaming", "cuda", 1, False),
+        ("staged", "cuda", 8, True),
+    ],
+)
+def test_auto_is_staged_where_there_are_fewer_gpus_than_stages_that_run_on_one(mode: str, provider: Any, gpus: int, staged: bool) -> None:
+    engine = ReenactorConfig(engine="liveportrait", models="m", liveportrait=LivePortraitConfig(provider=provider))
+    said: list[str] = []
+    asked = replace(config(mode=mode), reenactor=engine)
+    given = with_mode(asked, (("motion",), ("reenact",), ("regions",)), gpus, said.append)
+    assert (given.ray.mode == "staged") == staged
+    assert len(said) == (given != asked) and all("2 stages run on a GPU, and this Ray cluster has 1" in s for s in said)
 
 
 def test_workers_that_die_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
