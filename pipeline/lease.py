@@ -13,10 +13,11 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from schemas.files import StorageError
 from schemas.store import ObjectStore, Store
 
 NAME = ".lock"
@@ -42,8 +43,9 @@ def held(run: Store) -> Iterator[None]:
     finally:
         stop.set()
         keeper.join()
-        if _holder(run)[0].get("token") == me["token"]:
-            run.delete([NAME])
+        with suppress(StorageError):  # whoever comes next finds it lapsed
+            if _holder(run)[0].get("token") == me["token"]:
+                run.delete([NAME])
 
 
 def _take(run: ObjectStore, me: dict[str, Any]) -> str:
@@ -70,7 +72,10 @@ def _keep(run: ObjectStore, me: dict[str, Any], tag: str, stop: threading.Event)
     beat = 0
     while not stop.wait(_RENEW_S):
         beat += 1
-        renewed = run.write_if(NAME, _encode({**me, "beat": beat}), tag)
+        try:
+            renewed = run.write_if(NAME, _encode({**me, "beat": beat}), tag)
+        except StorageError:  # all that this process writes goes there too; once it is back, the tag tells whether the lease is still ours
+            continue
         if renewed is None:
             os.write(2, f"crosspair: {run}: another process has taken over this run; stopping\n".encode())
             os._exit(3)
