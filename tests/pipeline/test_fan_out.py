@@ -36,23 +36,23 @@ def film(what: str, shots: int) -> SourceFile:
 def cut(source: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[Shot]]:
     out.write("timing.npz", b"t")
     if source.identity == "dies once in hand":
-        die_once(out.root / "died-in-hand")
+        die_once(out.run.here / "died-in-hand")
     if source.identity == "slow":
         time.sleep(1.0)
     if source.identity == "waits for a shot":
-        wait_for(lambda: list(out.root.glob("worker-*")))
-    about: dict[str, Any] = {"source": source, "content": "", "folder": out.folder}
+        wait_for(lambda: list(out.run.here.glob("worker-*")))
+    about: dict[str, Any] = {"source": source, "content": "", "folder": out.folder, "has_sound": False}
     return {"at": time.time()}, [Shot(id=f"{source.id}-{n:03d}", first_frame=n, last_frame=n, **about) for n in range(int(source.licence))]
 
 
 def follow(shot: Shot, out: Outputs) -> tuple[dict[str, Any], list[Any]]:
     began = time.time()
-    assert (out.root / shot.folder / "timing.npz").is_file()
+    assert (out.run.here / shot.folder / "timing.npz").is_file()
     if shot.source.identity == "kills" and shot.first_frame == 3:
         os._exit(1)
     if shot.source.identity == "waits for three workers":
-        (out.root / f"worker-{os.getpid()}").touch()
-        wait_for(lambda: len(list(out.root.glob("worker-*"))) >= 3)
+        (out.run.here / f"worker-{os.getpid()}").touch()
+        wait_for(lambda: len(list(out.run.here.glob("worker-*"))) >= 3)
     return {"worker": os.getpid(), "began": began}, []
 
 
@@ -78,7 +78,7 @@ class FaultyWorker(StageWorker):
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = super().__call__(batch)
         if any("dies once with the rows" in spec for spec in batch["spec"].to_pylist()) and "ingest" in self._names:
-            die_once(self._root / "died-with-rows", after_s=0.05)
+            die_once(self._root.here / "died-with-rows", after_s=0.05)
         return rows
 
     def _stage(self, name: str) -> Callable[..., Any]:
