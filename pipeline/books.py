@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline import tables
 from pipeline.config import RunConfig
 from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources, says_nothing
@@ -43,7 +41,7 @@ def list_run(root: Store, config: RunConfig, base: Path, *, save: bool = True) -
         both[kind] = sorted({**before, **now}.values(), key=lambda s: s.uri)
     if save and any((k, s.id) not in known for k, sources in both.items() for s in sources):
         rows = [known.get((k, s.id)) or _source_row(s, k) for k, sources in both.items() for s in sources]
-        tables.save(root, "sources", rows, tables.SOURCES)
+        tables.save(root, "sources", rows)
     return both["clip"], both["portrait"]
 
 
@@ -69,20 +67,20 @@ def save_prepared(root: Store, state: Prepared) -> None:
             data = records[source.id].data if source.id in records else {}
             measured = {k: data[k] for k in ("content", "frames", "fps", "width", "height", "duration_s", "has_audio") if k in data}
             rows.append(_source_row(source, kind, **measured) | {"outcome": outcome, "reason": reason})
-    tables.save(root, "sources", rows, tables.SOURCES)
-    _save_units(root, "clips", state.clips, state.clip_verdicts, tables.CLIPS)
-    _save_units(root, "portraits", [*state.stills, *state.clip_stills], state.still_verdicts, tables.PORTRAITS)
+    tables.save(root, "sources", rows)
+    _save_units(root, "clips", state.clips, state.clip_verdicts)
+    _save_units(root, "portraits", [*state.stills, *state.clip_stills], state.still_verdicts)
     save_outcomes(root, state, None)
 
 
-def _save_units(root: Store, name: str, units: Sequence[Clip | PortraitUnit], verdicts: dict[str, Verdict], schema: pa.Schema) -> None:
+def _save_units(root: Store, name: str, units: Sequence[Clip | PortraitUnit], verdicts: dict[str, Verdict]) -> None:
     rows = []
     for unit in units:
         verdict = verdicts[unit.id]
         origin = {"source": unit.source.id, "identity": unit.source.identity, "uri": unit.source.uri}
         ending = {"outcome": Outcome.DONE if verdict.accepted else Outcome.REJECTED, "reason": verdict.reason}
         rows.append({**asdict(unit), **origin, **ending, name[:-1]: unit.id})
-    tables.save(root, name, rows, schema)
+    tables.save(root, name, rows)
 
 
 def save_outcomes(root: Store, prepared: Prepared, generated: Generated | None) -> None:
@@ -111,7 +109,7 @@ def save_outcomes(root: Store, prepared: Prepared, generated: Generated | None) 
     for unit, kind, parent, source_uri, stage, verdict in verdicts:
         outcome = Outcome.DONE if verdict.accepted else Outcome.REJECTED
         rows.append(_verdict_row(unit, kind, parent, source_uri, stage, outcome, verdict.reason))
-    tables.save(root, "outcomes", rows, tables.OUTCOMES)
+    tables.save(root, "outcomes", rows)
 
 
 def _verdict_row(unit: str, kind: str, parent: str, uri: str, stage: str, outcome: str, reason: str) -> dict[str, Any]:

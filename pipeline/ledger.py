@@ -1,6 +1,6 @@
 """The ledger: what was done to each unit by each stage. Plain JSONL segments, each written once, whole, by one writer.
 
-    RUN/ledger/STAGE/<time>-<writer>.jsonl                          one record a line
+    RUN/ledger/STAGE/<time>-<writer>.jsonl                          one record a line, its checksum last
     RUN/ledger/STAGE/<time>-<writer>.parquet                        many such segments made into one
     RUN/ledger/STAGE/open/<unit>-<session>-<time>-<attempt>         an attempt under way: there before the work begins, gone when its
                                                                     worker outlived it
@@ -9,18 +9,19 @@ A unit is done when a record with the stage's present fingerprint says so; recor
 
 from __future__ import annotations
 
-import io
 import json
 import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.storage import parquet_bytes
 from schemas.outcomes import Outcome
+from schemas.sample import read_parquet
 from schemas.store import Place, Store, open_store
 
 STAGES = ("ingest", "faces", "portraits", "motion", "reenact", "regions")  # that write records, in the order of work
@@ -121,20 +122,34 @@ class Ledger:
 
 
 def _read_segment(name: str, data: bytes) -> list[dict[str, Any]]:
+    """Raises ValueError for a damaged one."""
     if name.endswith(".parquet"):
-        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(data)).to_pylist()
+        rows: list[dict[str, Any]] = read_parquet(data, name, None, "").to_pylist()
         return [{**row, **{field: json.loads(row[field]) for field in _NESTED}} for row in rows]
-    return [json.loads(line) for line in data.decode().splitlines()]
+    *lines, rest = data.decode().split("\n")  # not `splitlines`, to which a flipped newline may be a newline too
+    if rest or not lines:
+        raise ValueError("it was cut off")
+    return [json.loads(_checked(line)) for line in lines]
 
 
 def _segment(name: str, raws: Iterable[Mapping[str, Any]]) -> bytes:
     """The bytes of a segment. Not to be empty: Parquet takes its columns from the first record."""
     if name.endswith(".parquet"):
-        out = io.BytesIO()
         rows = [{**raw, "outcome": str(raw["outcome"]), **{field: _json(raw[field]) for field in _NESTED}} for raw in raws]
-        pq.write_table(pa.Table.from_pylist(rows), out, compression="zstd")
-        return out.getvalue()
-    return ("\n".join(map(_json, raws)) + "\n").encode()
+        return parquet_bytes(pa.Table.from_pylist(rows))
+    return "".join(f"{_with_checksum(_json(raw))}\n" for raw in raws).encode()
+
+
+def _with_checksum(line: str) -> str:
+    return f'{line[:-1]},"crc32":"{zlib.crc32(line.encode()):08x}"}}'
+
+
+def _checked(line: str) -> str:
+    """The record without its checksum, if it has one. Raises ValueError where that does not hold: a flipped bit may still be JSON."""
+    record, mark, _ = line.rpartition(',"crc32":')
+    if mark and _with_checksum(record + "}") != line:
+        raise ValueError("a record that does not have its checksum")
+    return record + "}" if mark else line
 
 
 def _json(thing: Any) -> str:

@@ -175,7 +175,7 @@ def _plan(root: Store, config: RunConfig, state: Prepared, watcher: Watcher) -> 
     performs = Counter(c.source.identity for c in clips)
     appears = Counter(p.source.identity for p in portraits)
     people = [{"identity": i, "split": s, "clips": performs[i], "portraits": appears[i]} for i, s in split.items()]
-    tables.save(root, "identities", people, tables.IDENTITIES)
+    tables.save(root, "identities", people)
     tables.save_pairs(root, [*earlier, *new])
     return read_generated(root, config, state, [*earlier, *new])
 
@@ -209,4 +209,4 @@ def _pack(root: Store, config: RunConfig, state: Generated, watcher: Watcher) ->
         rows.append(
             {**fields, "set": config.set_name, "outcome": outcome, "reason": reason, "tar": tar_of.get(p.pair, ""), "scores": scores}
         )
-    tables.save(root, "samples", rows, tables.SAMPLES)
+    tables.save(root, "samples", rows)

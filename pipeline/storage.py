@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,18 +24,19 @@ def read_run_file(root: Place) -> dict[str, Any]:
         raise ValueError(f"{root}: no run (run.yaml is missing)") from e
 
 
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the run's files hold it: with a checksum of every page."""
+    out = pa.BufferOutputStream()
+    pq.write_table(table, out, compression="zstd", write_page_checksum=True)
+    data: bytes = out.getvalue().to_pybytes()
+    return data
+
+
 def write_table(store: Store, name: str, table: pa.Table) -> None:
-    """Parquet, atomically; left alone when it already holds the same rows."""
-    if store.size(name) >= 0 and read_table(store, name).equals(table):
-        return
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
-    store.write(name, out.getvalue())
-
-
-def read_table(store: Store, name: str) -> pa.Table:
-    """Raises FileNotFoundError."""
-    return pq.read_table(pa.BufferReader(store.read(name)))
+    """Parquet, atomically; left alone when it is the same already."""
+    data = parquet_bytes(table)
+    if store.size(name) != len(data) or store.read(name) != data:
+        store.write(name, data)
 
 
 @contextmanager

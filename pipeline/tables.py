@@ -8,7 +8,8 @@ from dataclasses import asdict
 import pyarrow as pa
 
 from pipeline.plan import PlannedPair
-from pipeline.storage import read_table, write_table
+from pipeline.storage import write_table
+from schemas.sample import read_parquet
 from schemas.store import Place, open_store
 
 OUTCOMES = pa.schema(
@@ -54,23 +55,39 @@ CLIPS = pa.schema(
 PORTRAITS = pa.schema(
     [("portrait", pa.string()), ("clip", pa.string()), *_UNIT, ("image", pa.string()), ("scores", pa.map_(pa.string(), pa.float64()))]
 )
+SCHEMAS = {
+    "outcomes": OUTCOMES,
+    "sources": SOURCES,
+    "identities": IDENTITIES,
+    "pairs": PAIRS,
+    "samples": SAMPLES,
+    "clips": CLIPS,
+    "portraits": PORTRAITS,
+}
 
 
-def save(root: Place, name: str, rows: Sequence[dict], schema: pa.Schema) -> None:
+def save(root: Place, name: str, rows: Sequence[dict]) -> None:
     """Writes RUN/tables/NAME.parquet, rows sorted by their first column; unchanged rows leave the file alone."""
+    schema = SCHEMAS[name]
     key = schema.names[0]
     ordered = sorted(rows, key=lambda r: (r[key], r.get("stage", ""), r.get("uri", "")))
     write_table(open_store(root), f"tables/{name}.parquet", pa.Table.from_pylist(ordered, schema=schema))
 
 
 def load(root: Place, name: str) -> list[dict]:
-    """Rows of RUN/tables/NAME.parquet; none when it is not there yet. Map columns come as dicts."""
+    """Rows of RUN/tables/NAME.parquet; none when it is not there yet. Map columns come as dicts. Raises ValueError for a damaged one."""
     try:
-        rows = read_table(open_store(root), f"tables/{name}.parquet").to_pylist(maps_as_pydicts="strict")
+        rows: list[dict] = read(root, name).to_pylist(maps_as_pydicts="strict")
     except FileNotFoundError:
         return []
-    assert isinstance(rows, list)
     return rows
+
+
+def read(root: Place, name: str) -> pa.Table:
+    """RUN/tables/NAME.parquet. Raises FileNotFoundError, and ValueError when it is damaged, or not one of ours."""
+    store, file = open_store(root), f"tables/{name}.parquet"
+    remedy = "put back a copy of it, or take it away and run again: what nothing else tells is then made anew"
+    return read_parquet(store.read(file), store.at(file), SCHEMAS[name], remedy)
 
 
 def load_pairs(root: Place) -> list[PlannedPair]:
@@ -78,4 +95,4 @@ def load_pairs(root: Place) -> list[PlannedPair]:
 
 
 def save_pairs(root: Place, pairs: Sequence[PlannedPair]) -> None:
-    save(root, "pairs", [asdict(p) for p in pairs], PAIRS)
+    save(root, "pairs", [asdict(p) for p in pairs])

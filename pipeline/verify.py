@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipeline import tables
 from pipeline.ledger import STAGES, Ledger, damaged_units
-from pipeline.storage import read_run_file
+from pipeline.storage import parquet_bytes, read_run_file
 from schemas.ids import content_digest
 from schemas.outcomes import REASONS, Outcome
-from schemas.sample import INDEX_NAME, INFO, MEMBERS, OPTIONAL_MEMBERS, SampleInfo, read_index, read_members, sample_digest
+from schemas.sample import (
+    INDEX_NAME,
+    INFO,
+    MEMBERS,
+    OPTIONAL_MEMBERS,
+    SampleInfo,
+    read_index,
+    read_members,
+    sample_digest,
+    tar_frame,
+)
 from schemas.store import Place, Store, open_store
 
 
@@ -23,13 +37,33 @@ def verify(place: Place) -> list[str]:
     """
     root = open_store(place)
     prints = read_run_file(root)["fingerprints"]
+    folders = root.folders("shards", depth=1)
+    files = [*(f"tables/{name}.parquet" for name in tables.SCHEMAS), *(f"{folder}/{INDEX_NAME}" for folder in folders)]
+    checks = [_check_parquet(root, file) for file in files if root.size(file) >= 0]
+    checks += [_check_ledger(root, prints), _check_tables(root, prints), *(_check_set(root, folder) for folder in folders)]
+    problems = [problem for check in checks for problem in _until_damage(check)]
+    return list(dict.fromkeys(problems))  # several checks end at one damaged file
+
+
+def _until_damage(check: Iterator[str]) -> Iterator[str]:
+    """A check's problems; a damaged file is the last of them, for of the rest nothing can be said."""
     try:
-        problems = [*_check_ledger(root, prints), *_check_tables(root, prints)]
-    except ValueError as e:  # a damaged segment: nothing can be said of the rest
-        problems = [str(e)]
-    for folder in root.folders("shards", depth=1):
-        problems += _check_set(root, folder)
-    return problems
+        yield from check
+    except ValueError as e:
+        yield str(e)
+    except OSError as e:
+        yield f"{e.filename}: cannot be read: {e.strerror}"
+
+
+def _check_parquet(root: Store, file: str) -> Iterator[str]:
+    """Every byte is as it was written: pages have checksums, and for what is around them the table is written once more."""
+    folder, _, name = file.rpartition("/")
+    table = read_index(root.sub(folder)) if name == INDEX_NAME else tables.read(root, name.removesuffix(".parquet"))
+    data = root.read(file)
+    writer = pq.read_metadata(pa.BufferReader(data)).created_by or ""
+    by_us = writer == f"parquet-cpp-arrow version {pa.__version__}"  # another version may put it in other bytes
+    if not re.fullmatch(r"parquet-cpp-arrow version [0-9.]+", writer) or (by_us and parquet_bytes(table) != data):
+        yield f"{root.at(file)}: changed since it was written; `crosspair run` writes it anew"
 
 
 def _check_ledger(root: Store, prints: dict[str, str]) -> Iterator[str]:
@@ -84,11 +118,7 @@ def _check_tables(root: Store, prints: dict[str, str]) -> Iterator[str]:
 def _check_set(root: Store, name: str) -> Iterator[str]:
     """Index and tars agree both ways; every member has its digest and its place; index and samples table agree."""
     folder = root.sub(name)
-    try:
-        rows = read_index(folder).to_pylist()
-    except (ValueError, OSError) as e:
-        yield str(e)
-        return
+    rows = read_index(folder).to_pylist()
     by_tar: dict[str, list[dict]] = {}
     for r in rows:
         by_tar.setdefault(r["tar"], []).append(r)
@@ -113,15 +143,14 @@ def _check_tar(folder: Store, name: str, rows: list[dict]) -> Iterator[str]:
     except FileNotFoundError:
         yield f"{path}: missing, though the index names it"
         return
-    found: dict[str, tuple[int, bytes]] = {}
+    found: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
-                file = tar.extractfile(member)
-                if file is None:
+                if not member.isreg():
                     yield f"{path}: {member.name} is no plain file"
                     continue
-                found[member.name] = (member.offset_data, file.read())
+                found[member.name] = (member.offset_data, member.size)
     except (tarfile.TarError, OSError, EOFError) as e:
         yield f"{path}: not a whole tar: {e}"
     for row in rows:
@@ -132,16 +161,33 @@ def _check_tar(folder: Store, name: str, rows: list[dict]) -> Iterator[str]:
             yield f"{path}: the index contradicts itself on sample {row['sample']}"
         for m in row["members"]:
             key = f"{row['sample']}.{m['name']}"
-            offset, data = found.pop(key, (-1, b""))
+            offset, size = found.pop(key, (-1, 0))
+            content = data[offset : offset + size] if offset >= 0 else b""
             if offset == -1:
                 yield f"{path}: {key} is missing"
-            elif offset != m["offset"] or len(data) != m["size"]:
+            elif offset != m["offset"] or size != m["size"]:
                 yield f"{path}: {key} is not where the index says"
-            elif content_digest(data) != m["digest"]:
+            elif content_digest(content) != m["digest"]:
                 yield f"{path}: {key} does not have its digest"
             elif m["name"] == INFO:
-                yield from (f"{path}: {key} and the index differ in `{field}`" for field in _contradictions(SampleInfo.decode(data), row))
+                yield from (
+                    f"{path}: {key} and the index differ in `{field}`" for field in _contradictions(SampleInfo.decode(content), row)
+                )
     yield from (f"{path}: {name} is not in the index" for name in sorted(found))
+    yield from _check_frame(path, data, rows)
+
+
+def _check_frame(path: str, data: bytes, rows: list[dict]) -> Iterator[str]:
+    """The first place where headers, padding and end are not what they are for these members; checksums know nothing of most of it."""
+    members = sorted((m["offset"], f"{r['sample']}.{m['name']}", m["size"]) for r in rows for m in r["members"])
+    end = 0
+    for what, offset, expected in tar_frame([(name, size) for _, name, size in members]):
+        end = offset + len(expected)
+        if data[offset:end] != expected:
+            yield f"{path}: {what} is not as it was written"
+            return
+    if len(data) > end:
+        yield f"{path}: goes on behind its end"
 
 
 def _contradictions(info: SampleInfo, row: dict) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import BinaryIO
 
@@ -132,20 +132,33 @@ def tar_header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
+def read_parquet(data: bytes, where: str, schema: pa.Schema | None, remedy: str) -> pa.Table:
+    """The columns of `schema`, in its types, of a table's bytes, which may have more; all columns without it. Pages have checksums.
+
+    Raises:
+        ValueError: damage, or another table; names `where` and the `remedy`.
+    """
+    try:
+        table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+        missing = sorted(set(schema.names) - set(table.column_names)) if schema else []
+        if schema and not missing:
+            metadata = table.schema.metadata
+            table = table.select(schema.names).cast(schema.with_metadata(metadata) if metadata else schema)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as e:
+        raise ValueError(f"{where}: a damaged table; {remedy}: {str(e).splitlines()[0]}") from e
+    if missing:
+        raise ValueError(f"{where}: another table, or a damaged one: columns {missing} are missing; {remedy}")
+    return table
+
+
 def read_index(folder: Place) -> pa.Table:
     """The index of a pair set's folder. Raises ValueError when it is not one."""
     store = open_store(folder)
-    path = store.at(INDEX_NAME)
+    where, remedy = store.at(INDEX_NAME), "put back a copy of it, or take it away and run again: the tars are written anew"
     try:
-        table = pq.read_table(pa.BufferReader(store.read(INDEX_NAME)))
+        return read_parquet(store.read(INDEX_NAME), where, INDEX_SCHEMA, remedy)
     except FileNotFoundError as e:
-        raise ValueError(f"{path}: no index; is {store} a pair set's folder (RUN/shards/SET), and has the run got as far as pack?") from e
-    except pa.ArrowException as e:
-        raise ValueError(f"{path}: a damaged index: {e}") from e
-    missing = set(INDEX_SCHEMA.names) - set(table.column_names)
-    if missing:
-        raise ValueError(f"{path}: not an index of {FORMAT}: columns {sorted(missing)} are missing")
-    return table
+        raise ValueError(f"{where}: no index; is {store} a pair set's folder (RUN/shards/SET), and has the run got as far as pack?") from e
 
 
 def read_members(folder: Place, row: Mapping, names: tuple[str, ...]) -> dict[str, bytes]:
@@ -179,6 +192,19 @@ def write_tar_sample(out: BinaryIO, key: str, members: Mapping[str, bytes]) -> l
         out.write(data)
         out.write(b"\0" * (-len(data) % tarfile.BLOCKSIZE))
     return entries
+
+
+def tar_frame(members: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int, bytes]]:
+    """All that a tar holds beside the bytes of its members, given by name and size in their order: what it is, its offset, its bytes."""
+    at = 0
+    for name, size in members:
+        yield f"the header of {name}", at, tar_header(name, size)
+        at += tarfile.BLOCKSIZE + size
+        padding = -size % tarfile.BLOCKSIZE
+        yield f"the padding behind {name}", at, b"\0" * padding
+        at += padding
+    end = at + 2 * tarfile.BLOCKSIZE
+    yield "the end", at, b"\0" * (end - at + -end % tarfile.RECORDSIZE)
 
 
 def finish_tar(out: BinaryIO) -> None:

@@ -34,7 +34,8 @@ def without_a_record(root: Path) -> None:
 def quarantined(root: Path) -> None:
     path = next((root / "ledger" / "motion").glob("*.jsonl"))
     lines = path.read_text().splitlines()
-    lines[0] = json.dumps(json.loads(lines[0]) | {"outcome": "quarantined", "reason": "worker_died"})
+    raw = {k: v for k, v in json.loads(lines[0]).items() if k != "crc32"}
+    lines[0] = json.dumps(raw | {"outcome": "quarantined", "reason": "worker_died"})
     path.write_text("\n".join(lines) + "\n")
 
 

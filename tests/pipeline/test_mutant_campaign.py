@@ -48,8 +48,8 @@ def test_the_checker_sees_what_was_lost_doubled_or_nameless(tmp_path: Path) -> N
     unit = {"unit": "s", "kind": "source", "source_uri": uri, "stage": "ingest", "message": "", **verdict}
 
     def check(sources: list[dict], outcomes: list[dict]) -> list[str]:
-        tables.save(root, "sources", sources, tables.SOURCES)
-        tables.save(root, "outcomes", outcomes, tables.OUTCOMES)
+        tables.save(root, "sources", sources)
+        tables.save(root, "outcomes", outcomes)
         return check_outcomes(root, [Path(uri)])
 
     assert check([row], [unit]) == []
