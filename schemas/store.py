@@ -27,6 +27,7 @@ Place = Union[str, Path, "Store"]
 _AT_ONCE = 64  # objects asked for together
 _DELETED_AT_ONCE = 1000
 _WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # between two tries of an object store that fails: 40 s in all
+_PATIENCE_S = 180.0  # for one that does not even answer: a unit has a time limit
 
 
 class Store(Protocol):
@@ -249,17 +250,33 @@ class ObjectStore:
     def write(self, name: str, data: bytes) -> None:
         self._try(name, lambda: self._fs.pipe_file(self._key(name), data), writes=True)
 
-    def read_tagged(self, name: str) -> tuple[bytes, str]:
-        """A file, and the tag that names this state of it. Raises FileNotFoundError."""
+    def ask(self, name: str, operation: str, **more: Any) -> dict[str, Any]:
+        """One of S3's own operations that read, on an object or, without a name, on the bucket: the answer, its `Body` read.
 
+        Raises:
+            FileNotFoundError: there is no such object, or no such bucket.
+            ValueError: the object is not in the state that `more` asks for.
+        """
         from fsspec.asyn import sync
 
-        async def get() -> tuple[bytes, str]:
-            bucket, _, key = self._key(name).partition("/")
-            response = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)
-            return await response["Body"].read(), response["ETag"]
+        bucket, _, key = self._key(name).partition("/")
+        about = {"Bucket": bucket, "Key": key} if name else {"Bucket": bucket}
 
-        return self._try(name, lambda: sync(self._fs.loop, get))
+        async def call() -> dict[str, Any]:
+            try:
+                answer: dict[str, Any] = await self._fs._call_s3(operation, **about, **more)
+            except Exception as e:
+                if _says_precondition(e):
+                    raise ValueError(f"{self.at(name)}: changes while it is read; run again") from e
+                raise
+            return {**answer, "Body": await answer["Body"].read()} if "Body" in answer else answer
+
+        return self._try(name, lambda: sync(self._fs.loop, call))
+
+    def read_tagged(self, name: str) -> tuple[bytes, str]:
+        """A file, and the tag that names this state of it. Raises FileNotFoundError."""
+        answer = self.ask(name, "get_object")
+        return answer["Body"], answer["ETag"]
 
     def write_if(self, name: str, data: bytes, tag: str) -> str | None:
         """Writes a file if it is still in the state `tag` ("": not there); the tag of the new state, None if it was in another.
@@ -346,6 +363,7 @@ class ObjectStore:
             FileNotFoundError: there is no such object (of a call that `writes`, it means that an upload was ended from outside).
             StorageError: not allowed, or still failing.
         """
+        until = time.monotonic() + _PATIENCE_S
         for wait_s in (*_WAITS_S, None):
             try:
                 return call()
@@ -354,28 +372,44 @@ class ObjectStore:
             except Exception as e:  # botocore, aiohttp and asyncio each have their own words for a bad moment
                 if isinstance(e, FileNotFoundError) and not writes:
                     raise
-                if wait_s is None or isinstance(e, PermissionError):
+                if wait_s is None or isinstance(e, PermissionError) or time.monotonic() > until:
                     number = errno.EACCES if isinstance(e, PermissionError) else 0
                     raise StorageError(number, str(e), self.at(name)) from e
                 time.sleep(wait_s * random.uniform(0.5, 1.0))
         raise AssertionError
 
 
+def error_code(error: BaseException | None) -> str:
+    """S3's own word for an error, from it or from those that it came of; "" for an error that is none of S3's."""
+    while error is not None:
+        if response := getattr(error, "response", None):
+            return str(response.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return ""
+
+
 def _says_precondition(error: BaseException) -> bool:
-    """Whether a PUT was refused because the object was not in the state that it named."""
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
-    return response.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
+    """Whether a request was refused because the object was not in the state that it named."""
+    return error_code(error) in ("PreconditionFailed", "412")
 
 
-def scratch_folder() -> Path:
-    """This process's folder for files on their way to or from an object store; made when it is asked for and not there."""
-    mine = Path(tempfile.gettempdir()) / f"{_scratch_prefix()}{os.getpid()}"
+def scratch_folder(kind: str = "") -> Path:
+    """This process's folder for files on their way to or from an object store; made when it is asked for and not there.
+
+    `kind` names another one beside it, which stays when a unit's goes.
+    """
+    mine = Path(tempfile.gettempdir()) / f"{_scratch_prefix()}{os.getpid()}{kind}"
     if not mine.is_dir():
-        for left in mine.parent.glob(f"{_scratch_prefix()}*"):
-            if not Path("/proc", left.name.split("-")[2]).exists():  # its process was killed
-                shutil.rmtree(left, ignore_errors=True)
+        clear_scratch()
         mine.mkdir()
     return mine
+
+
+def clear_scratch() -> None:
+    """Takes away what killed processes of this machine have left."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_scratch_prefix()}*"):
+        if not Path("/proc", left.name.split("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _scratch_prefix() -> str:

@@ -10,7 +10,7 @@ class SourceFile:
     """What the user gave: a clip or an image, with what the manifest says of it ("" = nothing)."""
 
     id: str
-    uri: str  # absolute local path
+    uri: str  # absolute local path, or s3://bucket/key
     identity: str
     licence: str
     consent: str

@@ -1,9 +1,9 @@
 """An S3 server for tests: moto's, as a process of its own, behind a layer that fails requests on demand.
 
 The faults are real. `truncate` sends the whole headers and half the body and closes the socket; `lost_request` closes it without having
-done what was asked; `lost_answer` does it and closes the socket without a word. `internal_error` (500) and `slow_down` (503) are answers
-as S3 gives them, and nothing was done. `delay` does as asked, but late: past a client's time-out it is done all the same, maybe after the
-client's next try.
+done what was asked; `lost_answer` does it and closes the socket without a word. `internal_error` (500), `slow_down` (503), `forbidden` and
+`stranger` (403, of an unknown access key) are answers as S3 gives them, and nothing was done. `delay` does as asked, but late: past a
+client's time-out it is done all the same, maybe after the client's next try.
 
 What a request gets hangs on the seed, its method, its path and how many times that was asked for since `faults`: not on who came first.
 
@@ -30,10 +30,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Fault = Literal["internal_error", "slow_down", "delay", "truncate", "lost_request", "lost_answer"]
+Fault = Literal["internal_error", "slow_down", "delay", "truncate", "lost_request", "lost_answer", "forbidden", "stranger"]
 _ERRORS = {
     "internal_error": ("500 Internal Server Error", "InternalError", "We encountered an internal error. Please try again."),
     "slow_down": ("503 Slow Down", "SlowDown", "Please reduce your request rate."),
+    "forbidden": ("403 Forbidden", "AccessDenied", "Access Denied"),
+    "stranger": ("403 Forbidden", "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records."),
 }
 _START_S = 60.0
 
