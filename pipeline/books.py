@@ -47,7 +47,9 @@ def list_run(root: Store, config: RunConfig, base: Path, *, save: bool = True) -
 
 def _within(source: SourceFile, root: Store) -> bool:
     """Whether a file is the run's own: a run inside its clips' folder must not feed on what it makes."""
-    return isinstance(root, DiskStore) and Path(source.uri).is_relative_to(root.root)
+    if isinstance(root, DiskStore):
+        return Path(source.uri).is_relative_to(root.root)
+    return source.uri.startswith(root.at(""))
 
 
 def _source_of(r: dict[str, Any]) -> SourceFile:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3server import S3Server
 
-from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources
-from schemas.ids import source_id
+import schemas.store
+from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources, says_nothing
+from schemas.files import StorageError
+from schemas.ids import digest, source_id
+from schemas.store import ObjectStore
 from schemas.units import SourceFile
 
 NAMES = ("plain.mp4", "UPPER.MOV", "with space.mkv", 'it\'s "quoted".webm', "ünïcode ☃.mp4", "new\nline.mp4", "[x]*?.avi", "a.b.c.mp4")
@@ -173,3 +178,127 @@ def test_a_broken_manifest_is_a_value_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'{"uri": \x00\xff')
     with pytest.raises(ValueError):
         list_sources(name, CLIP_SUFFIXES, tmp_path)
+
+
+# --- in S3
+
+KEYS = (*(n for n in NAMES if "\n" not in n), "-dash.mp4", "100%20#1?.mp4", "deep/er/below.mp4", "//twice.mp4", "notes.txt", ".hidden.mp4")
+KEYS += ("image.png", "noext", "folder.mp4/", ".hidden/deep.mp4")
+
+
+@pytest.fixture
+def raw(s3: S3Server, request: pytest.FixtureRequest) -> str:
+    """A prefix that holds KEYS, and beside it things that it does not hold."""
+    bucket = s3.make_bucket(f"raw-{digest(request.node.name)}")
+    store = ObjectStore(f"s3://{bucket}")
+    for key in (*(f"clips/{k}" for k in KEYS), "clips.mp4", "clips-2/other.mp4", "x/clips/other.mp4"):
+        store._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=b"x")
+    return f"s3://{bucket}"
+
+
+def uris(entries: str | list[str], base: str = "/") -> list[str]:
+    return [s.uri for s in list_sources(entries, CLIP_SUFFIXES, Path(base))]
+
+
+CLIPS = [k for k in KEYS if k not in ("notes.txt", ".hidden.mp4", "image.png", "noext", "folder.mp4/")]
+
+
+@pytest.mark.parametrize("entry", ["clips", "clips/"])
+def test_a_prefix_is_a_folder(raw: str, entry: str) -> None:
+    assert uris(f"{raw}/{entry}") == sorted(f"{raw}/clips/{k}" for k in CLIPS)
+    assert [s.uri for s in list_sources(f"{raw}/{entry}", IMAGE_SUFFIXES, Path())] == [f"{raw}/clips/image.png"]
+
+
+def test_a_bucket_is_a_folder_too(raw: str) -> None:
+    beside = [f"{raw}/{k}" for k in ("clips.mp4", "clips-2/other.mp4", "x/clips/other.mp4")]
+    assert uris(raw) == uris(f"{raw}/") == sorted([*(f"{raw}/clips/{k}" for k in CLIPS), *beside])
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["*", "*.mp4", "*.mkv", "**", "**/*.mp4", "**/be*", "*/*/*.mp4", "[!a-z]*.mp4", "?*.c.mp4", "[[]x]*", ".*", "deep/**/below.mp4", "no*"],
+)
+def test_a_glob_matches_what_it_does_on_a_disk(raw: str, tmp_path: Path, pattern: str) -> None:
+    for key in KEYS:
+        if not key.endswith("/") and "//" not in key:
+            (tmp_path / "clips" / key).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "clips" / key).write_bytes(b"x")
+    on_disk = list_sources(f"clips/{pattern}", CLIP_SUFFIXES, tmp_path, must_match=False)
+    found = list_sources(f"{raw}/clips/{pattern}", CLIP_SUFFIXES, tmp_path, must_match=False)
+    below = [s.uri.removeprefix(f"{raw}/clips/") for s in found]
+    assert [b for b in below if "//" not in b and not b.startswith("/")] == [
+        str(Path(s.uri).relative_to(tmp_path / "clips")) for s in on_disk
+    ]
+
+
+def test_every_object_is_itself_whatever_it_is_called(raw: str) -> None:
+    for key in CLIPS:
+        (one,) = list_sources(f"{raw}/clips/{key}", CLIP_SUFFIXES, Path())
+        assert (one.uri, one.id) == (f"{raw}/clips/{key}", source_id(f"{raw}/clips/{key}")) and says_nothing(one)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_manifest_in_s3_says_who_and_on_what_terms(folder: Path, raw: str, kind: str) -> None:
+    local = folder.parent / manifest(folder.parent, kind)
+    ObjectStore(raw).put(local, f"deep/list.{kind}")
+    listed = list_sources(f"{raw}/deep/list.{kind}", CLIP_SUFFIXES, Path())
+    assert [s.uri for s in listed] == sorted(f"{raw}/deep/{r['uri']}" for r in ROWS)
+    about = {(s.identity, s.licence, s.consent) for s in list_sources(local.name, CLIP_SUFFIXES, folder.parent) if s.identity != "vanished"}
+    assert {(s.identity, s.licence, s.consent) for s in listed if not s.identity.startswith("vanished")} < about
+
+
+def test_what_a_manifest_names_may_lie_anywhere(raw: str, tmp_path: Path) -> None:
+    rows = ["x.mp4", "../clips/y.mp4", "./z.mp4", "../../../top.mp4", "a//b.mp4", "s3://other/z//z.mp4", "/disk/w.mp4"]
+    ObjectStore(raw).write("deep/list.csv", "\n".join(["uri", *rows]).encode())
+    there = [f"{raw}/{k}" for k in ("deep/x.mp4", "clips/y.mp4", "deep/z.mp4", "top.mp4", "deep/a//b.mp4")]
+    assert uris(f"{raw}/deep/list.csv") == sorted([*there, "s3://other/z//z.mp4", "/disk/w.mp4"])
+    (tmp_path / "list.csv").write_text("uri\nx.mp4\ns3://other/z//z.mp4\n")
+    assert uris("list.csv", str(tmp_path)) == sorted([str(tmp_path / "x.mp4"), "s3://other/z//z.mp4"])
+
+
+def test_what_a_manifest_in_s3_says_wins_over_its_prefix(raw: str) -> None:
+    ObjectStore(raw).write("list.csv", b"uri,identity\nclips/plain.mp4,ann\n")
+    for entries in ([f"{raw}/list.csv", f"{raw}/clips"], [f"{raw}/clips", f"{raw}/list.csv"]):
+        sources = list_sources(entries, CLIP_SUFFIXES, Path())
+        assert [s.identity for s in sources if s.uri == f"{raw}/clips/plain.mp4"] == ["ann"] and len(sources) == len(CLIPS)
+
+
+@pytest.mark.parametrize("entry", ["nothing", "no/*.mp4", "clips/*.xyz", "clips/deep/*"])
+def test_an_entry_in_s3_that_matches_nothing_is_named(raw: str, entry: str) -> None:
+    with pytest.raises(ValueError, match="matches no file") as e:
+        uris([f"{raw}/clips", f"{raw}/{entry}"])
+    assert str(e.value).startswith(f"{raw}/{entry}")
+    assert list_sources(f"{raw}/{entry}", CLIP_SUFFIXES, Path(), must_match=False) == []
+
+
+def test_what_is_wrong_with_an_entry_in_s3_is_told(raw: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemas.store, "_WAITS_S", (0.01,))
+    for name in ("list.csv", "list.jsonl", "list.parquet"):
+        ObjectStore(raw).write(name, b'{"uri": \x00\xff')
+        with pytest.raises(ValueError, match=f"{raw}/{name}: "):
+            uris(f"{raw}/{name}")
+    for entry in ("s3://nobody-made-it/clips", "s3://", "s3:///clips/*.mp4", "s3://no bucket/x"):
+        with pytest.raises(ValueError, match="no such bucket; see to its name") as e:
+            uris(entry)
+        assert str(e.value).startswith(entry)
+        assert list_sources(entry, CLIP_SUFFIXES, Path(), must_match=False) == []
+    s3.faults({"forbidden": 1.0})
+    with pytest.raises(ValueError, match=rf"^{raw}/clips/\*: may not be listed: .*; allow s3:ListBucket"):
+        uris(f"{raw}/clips/*")
+    s3.faults({"slow_down": 1.0})
+    with pytest.raises(StorageError, match=f"^{raw}"):
+        uris(f"{raw}/clips")
+
+
+def test_without_s3fs_the_remedy_is_told_before_any_unit_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    (tmp_path / "list.csv").write_text("uri\ns3://bucket/x.mp4\n")
+    for entry in ("list.csv", "s3://bucket/raw/*.mp4"):
+        with pytest.raises(ValueError, match=r"^s3://bucket.*: object stores need s3fs: install crosspair\[s3\]"):
+            list_sources(entry, CLIP_SUFFIXES, tmp_path)
+
+
+def test_a_glob_of_one_level_does_not_list_what_lies_below(raw: str, s3: S3Server) -> None:
+    s3.faults({})
+    assert uris(f"{raw}/clips/*.mkv") == [f"{raw}/clips/with space.mkv"]
+    assert s3.counts().requests == {"HEAD": 1, "GET": 2}
