@@ -21,7 +21,7 @@ from pipeline.engine import on_gpu
 from pipeline.ledger import Ledger
 from pipeline.worker import OUTCOME, SUSPECT, StageUnavailable, StageWorker, quarantine, run_alone
 from schemas.files import StorageError
-from schemas.store import Store
+from schemas.store import Store, clear_scratch
 from stages.quiet import silent_stderr
 
 _MAX_WORKERS = 1024  # of each stage, on a cluster that grows
@@ -60,6 +60,7 @@ def cluster(config: RayConfig) -> Iterator[Callable[[], None]]:
     finally:
         if started:
             ray.shutdown()
+        clear_scratch()  # of workers that were killed
 
 
 def run_graph(

@@ -14,9 +14,10 @@ from pipeline.ledger import STAGES, Ledger, Record
 from pipeline.storage import read_run_file
 from pipeline.worker import build_stage
 from schemas.config import parse_config
-from schemas.outcomes import Outcome
+from schemas.outcomes import Outcome, Rejection
 from schemas.store import Place, Store, open_store
 from schemas.units import Clip, Driving, Pair, Performance, PortraitUnit, Shot, SourceFile
+from stages.fetched import let_go
 from stages.outputs import Outputs
 from stages.portraits import portrait_of_clip
 
@@ -37,9 +38,16 @@ class Replay:
         out = Outputs(self.root, f"replay-{uuid.uuid4().hex[:8]}", self.config.limits.unit_s)
         try:
             data, children = build_stage(self.stage, self.config)(self.spec, out)
+        except Rejection as e:
+            raise Rejection(e.reason, out.worded(str(e)), e.scores) from e
+        except Exception as e:
+            if (worded := out.worded(str(e))) != str(e):
+                e.add_note(worded)
+            raise
         finally:
             out.discard()
             out.close()
+            let_go()
         made = {"files": dict(out.digests), "children": [asdict(c) if is_dataclass(c) else c for c in children]}  # type: ignore[arg-type]
         return {"stage": self.stage, "unit": self.spec.id, "data": data, **made}
 

@@ -14,7 +14,7 @@ from pipeline import tables
 from pipeline.config import RunConfig, fingerprints
 from pipeline.ledger import Ledger, Record
 from pipeline.plan import PlannedPair
-from pipeline.worker import file_state, row
+from pipeline.worker import file_states, row
 from schemas.outcomes import ACCEPTED, Outcome, Verdict
 from schemas.store import Store
 from schemas.units import Clip, Driving, Pair, Performance, PortraitUnit, Shot, SourceFile
@@ -68,7 +68,10 @@ class Prepared:
     def changed(self) -> dict[str, set[str]]:
         """Stage -> sources whose file is there and is not the one in the record any more: replaced, mended, or back again."""
         both = (("ingest", self.clip_sources, self.ingest), ("portraits", self.image_sources, self.portraits))
-        return {stage: {s.id for s in sources if s.id in records and _differs(s, records[s.id])} for stage, sources, records in both}
+        now = file_states(s.uri for _, sources, records in both for s in sources if s.id in records)
+        return {
+            stage: {s.id for s in sources if s.id in records and _differs(now[s.uri], records[s.id])} for stage, sources, records in both
+        }
 
     def due(self) -> list[dict[str, str]]:
         """Rows that the prepare graph has yet to work on."""
@@ -121,8 +124,7 @@ def _by_id(units: Iterable[Any]) -> list[Any]:
     return [found[i] for i in sorted(found)]
 
 
-def _differs(source: SourceFile, record: Record) -> bool:
-    now = file_state(source.uri)
+def _differs(now: dict[str, Any], record: Record) -> bool:
     return now["size_bytes"] >= 0 and any(record.data.get(k, v) != v for k, v in now.items())
 
 

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -31,6 +31,7 @@ from pipeline.config import RunConfig, fingerprints
 from pipeline.engine import build_engine, frame_seconds
 from pipeline.ledger import LedgerWriter, Record
 from schemas.files import StorageError, own_storage
+from schemas.objects import is_object, object_state, object_states
 from schemas.outcomes import Outcome, Rejection
 from schemas.store import Store, open_store
 from schemas.units import Driving, Pair, Performance, Shot, SourceFile
@@ -45,6 +46,7 @@ _TRANSIENT = frozenset(
     )
     if hasattr(errno, name)
 )
+_NO_FILE = {"size_bytes": -1, "mtime_ns": -1}
 _PAUSE_S = 1.0  # before a transient error is tried again; each time four times as long
 OUTCOME = "outcome"  # the stage of a row that only tells the driver how a unit ended
 SUSPECT = "suspect"  # of a row whose spec is another row: a unit whose worker died under it, to be run again alone
@@ -78,13 +80,22 @@ def read_spec(cls: type, text: str) -> Any:
     return TypeAdapter(cls).validate_json(text)
 
 
-def file_state(uri: str) -> dict[str, int]:
+def file_state(uri: str) -> dict[str, int | str]:
     """Size and time of a file as its record keeps them; -1 where there is none. What differs from the record is due again."""
     try:
+        if is_object(uri):
+            return object_state(uri)._asdict()
         stat = Path(uri).stat()
     except (OSError, ValueError):  # ValueError: a manifest's name with a NUL in it
-        return {"size_bytes": -1, "mtime_ns": -1}
+        return dict(_NO_FILE)
     return {"size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def file_states(uris: Iterable[str]) -> dict[str, dict[str, int | str]]:
+    """`file_state` of each, of many objects with few requests. Raises StorageError when their store fails."""
+    every = set(uris)
+    objects = object_states(filter(is_object, every))
+    return {u: file_state(u) if not is_object(u) else objects[u]._asdict() if u in objects else dict(_NO_FILE) for u in every}
 
 
 def build_stage(name: str, config: RunConfig) -> Callable[..., tuple[dict[str, Any], list[Any]]]:
@@ -210,7 +221,7 @@ class StageWorker:
                 break
             if passes:
                 time.sleep(min(_PAUSE_S * 4 ** (attempt - 1), 60.0))
-        return fields, []
+        return {**fields, "message": out.worded(fields["message"])}, []
 
     def _stage(self, name: str) -> Callable[..., tuple[dict[str, Any], list[Any]]]:
         if name not in self._stages:

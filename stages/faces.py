@@ -60,18 +60,18 @@ class Faces:
             Rejection: too_short, no_face, lost_face.
             ValueError: the file is not the one that was looked through, or changes meanwhile.
         """
-        self._check_content(shot)
+        path = out.source(shot.source)
+        self._check_content(path, shot.content)
         try:
             return self._clips(shot, out)
         finally:
-            self._check_content(shot)
+            self._check_content(path, shot.content)
 
-    def _check_content(self, shot: Shot) -> None:
+    def _check_content(self, path: Path, content: str) -> None:
         """A file has many shots; it is read again only when it was touched."""
-        path = Path(shot.source.uri)
         check_readable(path)
-        content, stamp = self._known
-        self._known = shot.content, check_content(path, shot.content, stamp if content == shot.content else None)
+        known, stamp = self._known
+        self._known = content, check_content(path, content, stamp if known == content else None)
 
     def _clips(self, shot: Shot, out: Outputs) -> tuple[dict[str, Any], list[Clip]]:
         timing = Timing.read(out.input(shot.folder, TIMING))
@@ -81,7 +81,7 @@ class Faces:
             raise Rejection("too_short", f"{shot.source.uri}: a shot of {len(source_frames) / self.fps:.2f} s")
         every = self.config.survey_every
         looks = range(0, len(source_frames), every)
-        frames = frames_at_rate(Path(shot.source.uri), timing, source_frames)
+        frames = frames_at_rate(out.source(shot.source), timing, source_frames)
         tracks = self._survey((k, f.rgb) for k, f in frames if k % every == 0)
         if not tracks:
             raise Rejection("no_face", f"{shot.source.uri}: no face in {len(looks)} looks", {"looks": len(looks)})
@@ -112,7 +112,7 @@ class Faces:
         crop = crop_square(np.array(seen.boxes)[in_span], self.config.crop_scale, seen.picture_wh)
         part = source_frames[first:stop]
         names = (f"part-{first + k}.mp4" for k in range(len(part)))
-        runs = self._follow(frames_at_rate(Path(shot.source.uri), timing, part), crop, names, out)
+        runs = self._follow(frames_at_rate(out.source(shot.source), timing, part), crop, names, out)
         for name, begin, points, luma in runs:
             if len(points) < round(self.config.min_clip_s * self.fps):
                 out.drop(name)

@@ -49,7 +49,7 @@ class Ingest:
 
     def __call__(self, source: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[Shot]]:
         """What was measured, and the shots. Raises Rejection for input that is none, ValueError if it changes meanwhile."""
-        path = Path(source.uri)
+        path = out.source(source)
         check_readable(path)
         content, stamp = read_content(path)
         try:

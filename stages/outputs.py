@@ -8,7 +8,10 @@ from pathlib import Path
 
 from schemas.files import flush_to_disk, own_storage
 from schemas.ids import file_digest
+from schemas.objects import is_object
 from schemas.store import DiskStore, Store, scratch_folder
+from schemas.units import SourceFile
+from stages.fetched import local_copy
 
 
 @dataclass
@@ -29,6 +32,7 @@ class Outputs:
     seconds: float = 600.0
     digests: dict[str, str] = field(default_factory=dict)
     _sent: bool = False  # files to an object store
+    _copies: dict[str, Path] = field(default_factory=dict)  # URI -> this machine's copy
 
     @property
     def _here(self) -> Path:
@@ -45,6 +49,26 @@ class Outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         return path
+
+    def source(self, source: SourceFile) -> Path:
+        """A file of the user's, to read: itself, or a copy of an object as it was when this attempt first asked for it.
+
+        Raises:
+            Rejection: missing, unreadable; of an object only, as the rest below.
+            OSError: the object store fails.
+            ValueError: the object changes while it is fetched.
+        """
+        if not is_object(source.uri):
+            return Path(source.uri)
+        if source.uri not in self._copies:
+            self._copies[source.uri] = local_copy(source.uri)
+        return self._copies[source.uri]
+
+    def worded(self, message: str) -> str:
+        """A message in which copies have the names of what they are copies of."""
+        for uri, path in self._copies.items():
+            message = message.replace(str(path), uri)
+        return message
 
     def path(self, name: str) -> Path:
         """A path to write one new file to."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ class Portraits:
 
     def __call__(self, source: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[PortraitUnit]]:
         """What was measured, and one portrait. Raises Rejection: no_face, several_faces, or for input that is no image."""
-        path = Path(source.uri)
+        path = out.source(source)
         check_readable(path)
         content, stamp = read_content(path)
         try:

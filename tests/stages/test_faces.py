@@ -189,9 +189,9 @@ def test_a_file_that_is_replaced_while_it_is_cut_is_an_error(tmp_path: Path, mon
 def test_a_touched_file_is_the_same_file(made: tuple[Clip, Path]) -> None:
     _, root = made
     shot, stage = as_one_shot(root / "astronaut.mp4", root), Faces(FacesConfig(), FPS, SIZE)
-    stage._check_content(shot)
+    stage._check_content(root / "astronaut.mp4", shot.content)
     (root / "astronaut.mp4").touch()
-    stage._check_content(shot)
+    stage._check_content(root / "astronaut.mp4", shot.content)
 
 
 def test_only_frames_that_are_looked_at_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
