@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.cli_models import models_app
+from pipeline.interrupts import Terminated, interruptible
 from pipeline.watch import ConsoleWatcher
-from schemas.files import StorageError
+from schemas.files import StorageError, own_storage
 from schemas.outcomes import Outcome
 
 app = typer.Typer(
@@ -31,12 +32,13 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", h
 
 @contextmanager
 def _resumable() -> Iterator[None]:
-    """Ctrl-C ends a command that can be taken up again with a word about that."""
+    """Ctrl-C and SIGTERM end a command that can be taken up again with a word about that."""
     try:
-        yield
-    except KeyboardInterrupt:
+        with interruptible():
+            yield
+    except KeyboardInterrupt as e:
         console.print("stopped; the same command goes on where it stood")
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(e, Terminated) else 130) from None
 
 
 @app.command()
@@ -47,18 +49,18 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what is due, and what is done again and why")] = False,
 ) -> None:
     """The whole pipeline; run it again to resume."""
-    from pipeline.config import RunConfig
-    from pipeline.run import foresee_run
-    from pipeline.run import run as run_pipeline
-    from schemas.config import load_config
+    with _resumable():
+        from pipeline.config import RunConfig
+        from pipeline.run import foresee_run
+        from pipeline.run import run as run_pipeline
+        from schemas.config import load_config
 
-    settings = load_config(RunConfig, config, set_ or ())
-    if dry_run:
+        settings = load_config(RunConfig, config, set_ or ())
         with ConsoleWatcher(console) as watcher:
-            foresee_run(settings, base=config.parent, watcher=watcher)
-        return
-    with _resumable(), ConsoleWatcher(console) as watcher:
-        summary = run_pipeline(settings, base=config.parent, watcher=watcher, until=until)
+            if dry_run:
+                foresee_run(settings, base=config.parent, watcher=watcher)
+                return
+            summary = run_pipeline(settings, base=config.parent, watcher=watcher, until=until)
     for name in ("sources", "clips", "pairs"):
         counts = getattr(summary, name)
         console.print(f"{name}: " + (", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "none"))
@@ -159,13 +161,14 @@ def report(run_: RunPath) -> None:
 @app.command()
 def train(config: ConfigPath, set_: Overrides = None) -> None:
     """Trains the diffusion transformer on a run's shards under Ray Train."""
-    from model.train import main as train_main
 
     def show(record: dict[str, float]) -> None:
         numbers = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in record.items() if k != "step")
         console.print(f"step {record['step']:.0f}: {numbers}")
 
     with _resumable():
+        from model.train import main as train_main
+
         result = train_main(config, set_ or [], on_progress=show)
     console.print(f"checkpoint: {result.checkpoint}")
     if result.sheet:
@@ -175,9 +178,9 @@ def train(config: ConfigPath, set_: Overrides = None) -> None:
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="where everything goes")] = Path("demo")) -> None:
     """Makes its own clips, runs everything on them, trains a few steps, and writes the report."""
-    from pipeline.demo import run_demo
+    with _resumable(), own_storage(out.absolute()):
+        from pipeline.demo import run_demo
 
-    with _resumable():
         run_demo(out, console)
 
 

@@ -18,6 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.config import RayConfig, RunConfig
 from pipeline.engine import on_gpu
+from pipeline.interrupts import uninterrupted
 from pipeline.ledger import Ledger
 from pipeline.worker import OUTCOME, SUSPECT, StageUnavailable, StageWorker, quarantine, run_alone
 from schemas.files import StorageError
@@ -45,21 +46,23 @@ def cluster(config: RayConfig) -> Iterator[Callable[[], None]]:
             return
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-        if config.address:
-            ray.init(address=config.address, **quiet)
-        else:  # "local", or RAY_ADDRESS and a Ray that somebody left running would be joined
-            # Ray's native side warns of every actor pool; a user's own cluster keeps its own settings.
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            cpus = config.workers or os.cpu_count() or 1
-            with silent_stderr():
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=256 << 20, **quiet)
-        started = True
+        with uninterrupted():
+            if config.address:
+                ray.init(address=config.address, **quiet)
+            else:  # "local", or RAY_ADDRESS and a Ray that somebody left running would be joined
+                # Ray's native side warns of every actor pool; a user's own cluster keeps its own settings.
+                os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+                cpus = config.workers or os.cpu_count() or 1
+                with silent_stderr():
+                    ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=256 << 20, **quiet)
+            started = True
 
     try:
         yield start
     finally:
         if started:
-            ray.shutdown()
+            with uninterrupted():
+                ray.shutdown()
         clear_scratch()  # of workers that were killed
 
 

@@ -17,6 +17,7 @@ from stages.media import FORMATS, open_video
 
 SAMPLE_RATE_HZ = 16_000
 _MACHINE_ERRORS = (errno.EIO, errno.EACCES, errno.ENOMEM, errno.ENFILE, errno.EMFILE)
+_TOLD_TO_STOP = 255  # ffmpeg's exit status after SIGINT or SIGTERM, which it takes for a user's wish
 
 
 def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float) -> bool:
@@ -80,8 +81,9 @@ def _run(command: list[str], out: Path, timeout_s: float) -> tuple[int, str]:
 
 
 def _raise_if_the_machine_failed(path: Path, code: int, said: str) -> None:
-    if code < 0:
-        raise OSError(f"{path}: ffmpeg was ended by signal {-code} ({signal.strsignal(-code)}) while it read the sound")
+    if code < 0 or code == _TOLD_TO_STOP:
+        what = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else "a signal"
+        raise OSError(f"{path}: ffmpeg was ended by {what} while it read the sound")
     said = said.replace(str(path.absolute()), "")  # anything may stand in a name
     for number in _MACHINE_ERRORS:
         if os.strerror(number) in said:
