@@ -14,6 +14,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ from schemas.store import Place, Store, open_store
 STAGES = ("ingest", "faces", "portraits", "motion", "reenact", "regions")  # that write records, in the order of work
 _FLUSH_EVERY_S = 2.0
 _MAX_SEGMENTS = 32  # of one kind and stage, before they are made into one
+_LISTED_AGAIN = 10  # times that segments may vanish between being listed and being read
 _NESTED = ("digests", "data", "children")  # fields of a record that a Parquet segment keeps as JSON
 
 
@@ -72,15 +74,10 @@ class Ledger:
 
     def history(self, stage: str) -> Iterator[Record]:
         """Every record of a stage, of all fingerprints, in the order of writing. Raises ValueError for a damaged segment."""
-        names = self._segments(stage)
-        for name, data in zip(names, self._root.read_many(names), strict=True):
-            try:
-                yield from [Record(**{**raw, "outcome": Outcome(raw["outcome"])}) for raw in _read_segment(name, data)]
-            except (ValueError, KeyError, TypeError) as e:  # pa.ArrowInvalid is a ValueError
-                where = self._root.at(name)
-                raise ValueError(
-                    f"{where}: a damaged segment of the ledger; take it away, and what it tells of is done again: {e!r}"
-                ) from e
+        for name, raws in self._load(stage):
+            with self._damage(name):
+                records = [Record(**{**raw, "outcome": Outcome(raw["outcome"])}) for raw in raws]
+            yield from records
 
     def open_attempts(self, stage: str) -> list[str]:
         """Names of the attempts at a stage's units that are under way, or were when their worker died."""
@@ -95,9 +92,7 @@ class Ledger:
         """Takes the records of `units` under one fingerprint out of the ledger: they are due again. For the process that holds the run."""
         if not units:
             return
-        names = self._segments(stage)
-        for name, data in zip(names, self._root.read_many(names), strict=True):
-            raws = _read_segment(name, data)
+        for name, raws in self._load(stage):
             kept = [r for r in raws if r["unit"] not in units or r["fingerprint"] != fingerprint]
             if not kept:
                 self._root.delete([name])
@@ -108,12 +103,34 @@ class Ledger:
         """Makes one segment of each stage's many. A kill in between leaves records twice, which changes nothing."""
         for stage in STAGES:
             for suffix in (".jsonl", ".parquet"):
-                names = [n for n in self._segments(stage) if n.endswith(suffix)]
-                if len(names) > _MAX_SEGMENTS:
-                    raws = [r for n, data in zip(names, self._root.read_many(names), strict=True) for r in _read_segment(n, data)]
-                    merged = names[0].removesuffix(suffix) + ".parquet"
-                    self._root.write(merged, _segment(merged, raws))
-                    self._root.delete([n for n in names if n != merged])
+                if sum(n.endswith(suffix) for n in self._segments(stage)) > _MAX_SEGMENTS:
+                    loaded = list(self._load(stage, suffix))
+                    merged = loaded[0][0].removesuffix(suffix) + ".parquet"
+                    self._root.write(merged, _segment(merged, [r for _, raws in loaded for r in raws]))
+                    self._root.delete([name for name, _ in loaded if name != merged])
+
+    def _load(self, stage: str, suffix: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Segments, in the order of writing."""
+        for tries_left in reversed(range(_LISTED_AGAIN)):
+            names = [n for n in self._segments(stage) if n.endswith(suffix)]
+            try:
+                found = self._root.read_many(names)
+                break
+            except FileNotFoundError:  # a run makes one of many, while `status` looks
+                if not tries_left:
+                    raise
+        for name, data in zip(names, found, strict=True):
+            with self._damage(name):
+                raws = _read_segment(name, data)
+            yield name, raws
+
+    @contextmanager
+    def _damage(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, KeyError, TypeError) as e:  # pa.ArrowInvalid is a ValueError
+            where = self._root.at(name)
+            raise ValueError(f"{where}: a damaged segment of the ledger; take it away, and what it tells of is done again: {e!r}") from e
 
     def _segments(self, stage: str) -> list[str]:
         """In the order of writing: their names begin with the time."""

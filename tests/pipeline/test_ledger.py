@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -96,6 +97,21 @@ def test_many_segments_become_one_that_says_the_same(tmp_path: Path) -> None:
     before = Ledger(tmp_path).read("faces", "f")
     Ledger(tmp_path).compact()
     assert Ledger(tmp_path).read("faces", "f") == before and len(segments(tmp_path)) == 1
+
+
+def test_who_reads_while_segments_are_made_one_sees_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(40):
+        write(tmp_path, record(f"u{n}"))
+    ledger, read_many = Ledger(tmp_path), DiskStore.read_many
+
+    def vanishing(store: DiskStore, names: Sequence[str]) -> list[bytes]:
+        monkeypatch.setattr(DiskStore, "read_many", read_many)
+        Ledger(tmp_path).compact()  # between the listing and the reading
+        return read_many(store, names)
+
+    monkeypatch.setattr(DiskStore, "read_many", vanishing)
+    assert set(ledger.read("faces", "f")) == {f"u{n}" for n in range(40)}
+    assert len(segments(tmp_path)) == 1
 
 
 def test_attempts_under_a_dead_worker_are_counted_by_session(tmp_path: Path) -> None:
