@@ -2,7 +2,8 @@
 
     python -m campaigns.kills --kills 100 --seed 0
 
-Each run begins in a fresh folder, by turns streaming and staged, and is killed and resumed until it ends by itself. A killed worker
+Each run begins in a fresh folder, by turns streaming, staged, and streaming in an S3 bucket whose server fails every twentieth request,
+and is killed and resumed until it ends by itself. A killed worker
 leaves the run going on. After the driver or the raylet was killed, what is left of that Ray is killed too, as an operator or the
 system would do, and the same command is started again. A unit run alone is killed less often than `limits.attempts`: a unit that
 dies as often as that, alone, is quarantined by design.
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -40,10 +42,12 @@ from pipeline import tables
 from pipeline.ledger import STAGES, Ledger
 from pipeline.storage import read_run_file
 from pipeline.verify import diff, verify
-from schemas.ids import file_digest
 from schemas.outcomes import Outcome
+from schemas.store import DiskStore, Place, Store, open_store
+from tests.s3server import S3Server
 
-MODES = ("streaming", "staged")
+MODES = ("streaming", "staged", "in S3")
+WEATHER = {"internal_error": 0.01, "slow_down": 0.01, "truncate": 0.01, "lost_request": 0.01, "lost_answer": 0.01}
 VICTIMS = ("worker", "worker", "worker", "driver", "raylet")  # drawn from; most deaths in the field are a worker's
 ATTEMPTS = 2  # limits.attempts
 PATIENCE_S = 5.0  # for what should go by itself, before it counts as left behind
@@ -89,11 +93,11 @@ def campaign(kills: int, seed: int, say: Say = print) -> Report:
     what a kill hits in the end depends on the machine's pace too."""
     report, random = Report(), Random(seed)
     # A short path: Ray's sockets are in it, and the name of a socket may have 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kills-") as folder, _object_store() as s3:
         base = Path(folder)
         write_corpus(base)
         started = time.monotonic()
-        reference = Session(base, "reference", MODES[0])
+        reference = Session(base, "reference", MODES[0], DiskStore(base / "reference"))
         try:
             code = reference.process.wait(timeout=900)
         finally:
@@ -104,8 +108,13 @@ def campaign(kills: int, seed: int, say: Say = print) -> Report:
         report.units = len(tables.load(reference.root, "outcomes"))
         say(f"undisturbed: {report.units} units x stages in {seconds:.1f} s")
         while len(report.kills) < kills and len(report.violations) < 20:
-            mode = MODES[report.runs % len(MODES)]
-            found = _one_run(base, report, random, seconds, mode, kills, say) or compare(reference.root, base / f"run{report.runs}")
+            mode, name = MODES[report.runs % len(MODES)], f"run{report.runs}"
+            root = open_store(f"s3://campaign/{name}") if mode == "in S3" else DiskStore(base / name)
+            if mode == "in S3":
+                s3.faults(WEATHER, seed=seed + report.runs)
+            found = _one_run(base, root, report, random, seconds, mode, kills, say)
+            s3.faults({})
+            found = found or compare(reference.root, root)
             report.violations += [f"run {report.runs} ({mode}): {v}" for v in found]
             for violation in found:
                 say(f"violated in run {report.runs} ({mode}): {violation}")
@@ -114,11 +123,26 @@ def campaign(kills: int, seed: int, say: Say = print) -> Report:
     return report
 
 
-def _one_run(base: Path, report: Report, random: Random, seconds: float, mode: str, kills: int, say: Say) -> list[str]:
+@contextmanager
+def _object_store() -> Iterator[S3Server]:
+    """A server whose place is in the environment, for this process and for those that it starts."""
+    s3, before = S3Server(), dict(os.environ)
+    os.environ.update(s3.environment())
+    try:
+        s3.start()
+        s3.make_bucket("campaign")
+        yield s3
+    finally:
+        s3.stop()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _one_run(base: Path, root: Store, report: Report, random: Random, seconds: float, mode: str, kills: int, say: Say) -> list[str]:
     """Kills and resumes one run until it ends by itself; what was wrong on the way."""
-    paths = sum(1 for _ in _traces(base / "reference"))
+    paths = len(_traces(DiskStore(base / "reference")))
     while True:
-        session = Session(base, f"run{report.runs}", mode)
+        session = Session(base, f"run{report.runs}", mode, root)
         try:
             killed, alone_killed, lethal = False, 0, False
             while len(report.kills) < kills and not lethal:
@@ -162,19 +186,19 @@ def _one_run(base: Path, report: Report, random: Random, seconds: float, mode: s
 class Session:
     """One `crosspair run` in a session of its own, and every process that came of it."""
 
-    def __init__(self, base: Path, name: str, mode: str) -> None:
-        self.root, self._log = base / name, base / f"{name}.log"
+    def __init__(self, base: Path, name: str, mode: str, root: Store) -> None:
+        self.root, self._log = root, base / f"{name}.log"
         config = base / f"{name}.yaml"
         config.write_text(
             yaml.safe_dump(
                 {
-                    "run": name,
+                    "run": str(root),
                     "clips": ["clips.csv"],
                     "portraits": ["images"],
                     "video": {"size_px": 128},
                     "shards": {"max_mb": 1},
                     "limits": {"attempts": ATTEMPTS},
-                    "ray": {"workers": 2, "mode": mode},
+                    "ray": {"workers": 2, "mode": "staged" if mode == "staged" else "streaming"},
                 }
             )
         )
@@ -186,7 +210,7 @@ class Session:
         self.started = time.monotonic()
         self._driver = psutil.Process(self.process.pid)
         self._seen: dict[int, psutil.Process] = {}
-        self._traces = set(_traces(self.root))
+        self._traces = _traces(self.root)
 
     def said(self) -> str:
         return self._log.read_text(errors="replace")[-2000:]
@@ -205,7 +229,7 @@ class Session:
         while appeared < n:
             if self.process.poll() is not None:
                 return True
-            now = set(_traces(self.root))
+            now = _traces(self.root)
             appeared += len(now - self._traces)
             self._traces |= now
             time.sleep(POLL_S)
@@ -280,25 +304,30 @@ def _command_line(process: psutil.Process) -> str:
         return ""
 
 
-def _traces(root: Path) -> Iterator[Path]:
-    for pattern in ("ledger/*/*.jsonl", "ledger/*/open/*", "artifacts/*/*/*/*", "tables/*", "shards/*/*"):
-        yield from root.glob(pattern)
+def _traces(root: Store) -> set[str]:
+    """Files by which a run shows how far it is."""
+    found: set[str] = set()
+    for prefix in ("ledger/", "artifacts/", "tables/", "shards/"):
+        with suppress(FileNotFoundError):  # a folder that went while it was listed
+            found |= set(root.names(prefix))
+    return found
 
 
-def compare(reference: Path, root: Path) -> list[str]:
+def compare(reference: Place, place: Place) -> list[str]:
     """Every way in which a finished run differs from the reference over the same corpus, a sentence each; empty when nothing was lost,
     nothing was done twice, nothing was blamed, every byte is the same and nothing is left over."""
+    before, root = open_store(reference), open_store(place)
     try:
-        found = [*verify(root), *diff(reference, root)]
+        found = [*verify(root), *diff(before, root)]
     except ValueError as e:
         return [str(e)]
-    tars, other = _tars(reference), _tars(root)
+    tars, other = _tars(before), _tars(root)
     names = sorted(tars.keys() | other.keys())
     found += [f"{name}: other bytes than in the reference" for name in names if tars.get(name) != other.get(name)]
-    return [*found, *_units_apart(reference, root), *_left_over(reference, root)]
+    return [*found, *_units_apart(before, root), *_left_over(before, root)]
 
 
-def _units_apart(reference: Path, root: Path) -> Iterator[str]:
+def _units_apart(reference: Store, root: Store) -> Iterator[str]:
     """One winning record per unit and stage, with the outcome that it has in the reference; as many rows in the table of outcomes."""
     before, after = _winners(reference), _winners(root)
     for key in sorted(before.keys() | after.keys()):
@@ -315,28 +344,38 @@ def _units_apart(reference: Path, root: Path) -> Iterator[str]:
     yield from (f"tables: {row[1]} is quarantined" for row in rows if row[2] == Outcome.QUARANTINED)
 
 
-def _winners(root: Path) -> dict[tuple[str, str], dict[str, Any]]:
+def _winners(root: Store) -> dict[tuple[str, str], dict[str, Any]]:
     prints = read_run_file(root)["fingerprints"]
     return {(stage, unit): asdict(r) for stage in STAGES for unit, r in Ledger(root).read(stage, prints[stage]).items()}
 
 
-def _tars(root: Path) -> dict[str, str]:
-    return {p.relative_to(root).as_posix(): file_digest(p) for p in root.glob("shards/*/*.tar")}
+def _tars(root: Store) -> dict[str, str]:
+    return {name: root.digest(name) for name in root.names("shards/", ".tar")}
 
 
-def _rows(root: Path) -> Counter[tuple[str, str, str, str]]:
+def _rows(root: Store) -> Counter[tuple[str, str, str, str]]:
     return Counter((r["stage"], r["unit"], r["outcome"], r["reason"]) for r in tables.load(root, "outcomes"))
 
 
-def _left_over(reference: Path, root: Path) -> Iterator[str]:
+def _left_over(reference: Store, root: Store) -> Iterator[str]:
     """Temporary files, artifacts that no record names, and whatever else a finished run does not hold."""
     named = {r["folder"] for r in _winners(root).values()}
-    for path in sorted(root.glob("artifacts/*/*/*/*")):
-        if path.relative_to(root).as_posix() not in named:
-            yield f"{path}: no record names it"
-    yield from (f"{p}: a temporary file" for p in sorted(root.rglob("*")) if ".tmp-" in p.name)
-    expected = {p.name for p in reference.iterdir()}
-    yield from (f"{p}: left over" for p in sorted(root.iterdir()) if p.name not in expected and ".tmp-" not in p.name)
+    yield from (f"{root.at(folder)}: no record names it" for folder in root.folders("artifacts", depth=4) if folder not in named)
+    if isinstance(root, DiskStore):
+        yield from (f"{p}: a temporary file" for p in sorted(root.root.rglob("*")) if ".tmp-" in p.name)
+    elif root.size(".lock") >= 0:
+        yield f"{root.at('.lock')}: nobody holds it"
+    yield from (f"{root.at(name)}: left over" for name in sorted(_top(root) - _top(reference)))
+    for path in Path(tempfile.gettempdir()).glob("crosspair-*"):  # files on their way to or from an object store
+        if not psutil.pid_exists(int(path.name.split("-")[2])):
+            yield f"{path}: left over"
+
+
+def _top(root: Store) -> set[str]:
+    """What there is at a run's first level."""
+    if isinstance(root, DiskStore):
+        return {p.name for p in root.root.iterdir() if ".tmp-" not in p.name}
+    return {name.split("/")[0] for name in root.names("")} | {".lock"}
 
 
 def write_corpus(base: Path) -> None:

@@ -23,6 +23,7 @@ from schemas.store import ObjectStore, Store
 NAME = ".lock"
 _RENEW_S = 5.0
 _LAPSE_S = 30.0
+_TRIES = 10  # at taking it, each after another look
 
 
 @contextmanager
@@ -50,21 +51,37 @@ def held(run: Store) -> Iterator[None]:
 
 def _take(run: ObjectStore, me: dict[str, Any]) -> str:
     """The tag of the lease that is ours now."""
-    found, tag = _holder(run)
-    if found and not _is_dead(found):
-        until = time.monotonic() + _LAPSE_S
-        while time.monotonic() < until:
-            time.sleep(1.0)
-            now, new_tag = _holder(run)
-            if now and new_tag != tag:
-                raise ValueError(f"{run}: another crosspair process works on this run ({_who(now)}); wait for it or stop it")
-            if not now:
-                tag = ""
-                break
-    mine = run.write_if(NAME, _encode(me), tag)
-    if mine is None:
-        raise ValueError(f"{run}: another crosspair process has just begun to work on this run; wait for it or stop it")
-    return mine
+    for tries_left in reversed(range(_TRIES)):
+        found, tag = _holder(run)
+        if found and not _is_dead(found):
+            tag = _watch(run, tag)
+        try:
+            # One try: while the store takes nothing, a holder cannot renew its lease either, and is watched anew.
+            mine = run.write_if(NAME, _encode(me), tag, patient=False)
+        except StorageError:
+            if not tries_left:
+                raise
+            continue
+        if mine is None:
+            raise ValueError(f"{run}: another crosspair process has just begun to work on this run; wait for it or stop it")
+        return mine
+    raise AssertionError
+
+
+def _watch(run: ObjectStore, tag: str) -> str:
+    """The tag of a lease that has lapsed; "" when it has gone. Raises ValueError when its holder lives."""
+    until = time.monotonic() + _LAPSE_S
+    while time.monotonic() < until:
+        time.sleep(1.0)
+        asked = time.monotonic()
+        found, now = _holder(run)
+        if not found:
+            return ""
+        if now != tag:
+            raise ValueError(f"{run}: another crosspair process works on this run ({_who(found)}); wait for it or stop it")
+        if time.monotonic() - asked > _RENEW_S:  # a bad moment of the store, and of the holder
+            until = time.monotonic() + _LAPSE_S
+    return tag
 
 
 def _keep(run: ObjectStore, me: dict[str, Any], tag: str, stop: threading.Event) -> None:
@@ -74,12 +91,21 @@ def _keep(run: ObjectStore, me: dict[str, Any], tag: str, stop: threading.Event)
         beat += 1
         try:
             renewed = run.write_if(NAME, _encode({**me, "beat": beat}), tag)
+            if renewed is None:
+                found, renewed = _holder(run)
+                if found.get("token") != me["token"]:
+                    _give_up(f"{run}: another process has taken over this run")
+                # Else it was written by an earlier try, whose answer was lost in a bad moment.
+            tag = renewed
         except StorageError:  # all that this process writes goes there too; once it is back, the tag tells whether the lease is still ours
             continue
-        if renewed is None:
-            os.write(2, f"crosspair: {run}: another process has taken over this run; stopping\n".encode())
-            os._exit(3)
-        tag = renewed
+        except BaseException as e:
+            _give_up(f"{run}: the lease on this run cannot be kept: {e!r}")
+
+
+def _give_up(why: str) -> None:
+    os.write(2, f"crosspair: {why}; stopping\n".encode())
+    os._exit(3)
 
 
 def _holder(run: ObjectStore) -> tuple[dict[str, Any], str]:

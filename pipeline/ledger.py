@@ -119,6 +119,7 @@ class Ledger:
             except FileNotFoundError:  # a run makes one of many, while `status` looks
                 if not tries_left:
                     raise
+                time.sleep(0.1)
         for name, data in zip(names, found, strict=True):
             with self._damage(name):
                 raws = _read_segment(name, data)

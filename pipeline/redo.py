@@ -6,7 +6,7 @@ between the present config and the one those records were made with, which run.y
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,11 +51,16 @@ class Redone:
         return f"{self.stage}: {', '.join(part for part in (again, stand) if part)}"
 
 
-def foresee(root: Place, config: RunConfig, before: Mapping[str, Any]) -> list[str]:
-    """Sentences about what is decided anew and what is done again, none when nothing is. `before` is run.yaml as it is."""
+def foresee(root: Place, config: RunConfig, before: Mapping[str, Any], due: Callable[[], Mapping[str, Set[str]]]) -> list[str]:
+    """Sentences about what is decided anew and what is done again, none when nothing is.
+
+    Args:
+        before: run.yaml as it is.
+        due: gives stage -> units that are due as far as is known; not asked in a run whose fingerprints were never others.
+    """
     said = [f"{field} {change}: {_DECIDES[section]}" for section, field, change in _decisions(before["config"], asdict(config))]
     history = remember(before, fingerprints(config))
-    redone = list(_redone(root, config, history)) if history else []
+    redone = list(_redone(root, config, before, history, due())) if history else []
     return said + [str(r) for r in redone] if any(r.again for r in redone) else said
 
 
@@ -66,7 +71,9 @@ def remember(before: Mapping[str, Any], prints: Mapping[str, str]) -> list[dict[
     return [s for s in latest.values() if s["fingerprints"] != prints]
 
 
-def _redone(root: Place, config: RunConfig, history: list[dict[str, Any]]) -> Iterator[Redone]:
+def _redone(
+    root: Place, config: RunConfig, before: Mapping[str, Any], history: list[dict[str, Any]], due: Mapping[str, Set[str]]
+) -> Iterator[Redone]:
     prints, now = fingerprints(config), asdict(config)
     again_in: set[str] = set()
     for stage in STAGES:
@@ -75,6 +82,8 @@ def _redone(root: Place, config: RunConfig, history: list[dict[str, Any]]) -> It
             units.setdefault(record.fingerprint, set()).add(record.unit)
         stand = units.pop(prints[stage], set())
         again = set().union(*units.values()) - stand
+        if before["fingerprints"].get(stage) == prints[stage] and not again_in & set(_AFTER[stage]):
+            again &= due.get(stage, set())  # the others are not there any more with the present settings
         if again:
             again_in.add(stage)
         made_with = next((h["config"] for h in reversed(history) if units.get(h["fingerprints"].get(stage), set()) & again), None)

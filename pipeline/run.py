@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -59,10 +59,10 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         Ledger(root).close_attempts()
         root.clear_unfinished()
         before = _run_file(root)
-        for sentence in foresee(root, config, before) if before else ():
+        clips, images = list_run(root, config, base)
+        for sentence in foresee(root, config, before, lambda: _due(root, config, clips, images)) if before else ():
             watcher.say(sentence)
         _write_run_file(root, config, before, watcher)
-        clips, images = list_run(root, config, base)
         with cluster(config.ray) as start:
             prepared = _prepare(root, config, clips, images, watcher, start)
             generated = _plan(root, config, prepared, watcher) if until != "prepare" else None
@@ -90,12 +90,22 @@ def foresee_run(config: RunConfig, *, base: Path, watcher: Watcher) -> None:
     """
     root = open_store(config.run, base)
     config = with_weights(config, base, scratch=_models_folder(root), say=watcher.say)
-    for sentence in foresee(root, config, before) if (before := _run_file(root)) else ():
+    clips, images = list_run(root, config, base, save=False)
+    for sentence in foresee(root, config, before, lambda: _due(root, config, clips, images)) if (before := _run_file(root)) else ():
         watcher.say(sentence)
-    prepared = read_prepared(root, config, *list_run(root, config, base, save=False))
+    prepared = read_prepared(root, config, clips, images)
     watcher.step("prepare", len(prepared.due()) + sum(map(len, prepared.changed().values())))
     planned = tables.load_pairs(root)
     watcher.step("generate", read_generated(root, config, prepared, planned).ahead())
+
+
+def _due(root: Store, config: RunConfig, clips: Sequence[SourceFile], images: Sequence[SourceFile]) -> dict[str, set[str]]:
+    """Stage -> units that are due, by what is there and what is planned now."""
+    prepared = read_prepared(root, config, clips, images)
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for item in [*prepared.due(), *read_generated(root, config, prepared, tables.load_pairs(root)).due()]:
+        found[item["stage"]].add(item["unit"])
+    return found
 
 
 def _run_file(root: Store) -> dict[str, Any] | None:

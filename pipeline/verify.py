@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pipeline import tables
 from pipeline.ledger import STAGES, Ledger, damaged_units
 from pipeline.storage import parquet_bytes, read_run_file
+from schemas.files import StorageError
 from schemas.ids import content_digest
 from schemas.outcomes import REASONS, Outcome
 from schemas.sample import (
@@ -51,8 +52,10 @@ def _until_damage(check: Iterator[str]) -> Iterator[str]:
         yield from check
     except ValueError as e:
         yield str(e)
+    except StorageError:
+        raise
     except OSError as e:
-        yield f"{e.filename}: cannot be read: {e.strerror}"
+        yield f"{e.filename or e}: cannot be read: {e.strerror}"
 
 
 def _check_parquet(root: Store, file: str) -> Iterator[str]:

@@ -186,6 +186,8 @@ class StageWorker:
             try:
                 with own_storage(self._root.here), bounded_memory(limits.memory_gb):
                     data, children = self._stage(stage)(spec, out)
+                    # How fast its files are taken in is not the unit's doing: that has a time of its own.
+                    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
                     out.flush()
                 return {
                     "outcome": Outcome.DONE,
@@ -228,7 +230,8 @@ class StageWorker:
             try:
                 self._stages[name] = build_stage(name, self._config)
             except Exception as e:
-                raise StageUnavailable(f"{socket.gethostname()}: stage {name} cannot begin its work there: {type(e).__name__}: {e}") from e
+                why = "limits.memory_gb does not do" if isinstance(e, MemoryError) else f"{type(e).__name__}: {e}"
+                raise StageUnavailable(f"{socket.gethostname()}: stage {name} cannot begin its work there: {why}") from e
         return self._stages[name]
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.arrays import decode_arrays, encode_arrays
+from schemas.files import StorageError
 from schemas.ids import content_digest
 from schemas.store import Place, open_store
 
@@ -171,6 +172,8 @@ def read_members(folder: Place, row: Mapping, names: tuple[str, ...]) -> dict[st
     path, wanted = store.at(row["tar"]), [m for m in row["members"] if m["name"] in names]
     try:
         parts = store.read_ranges(row["tar"], [(m["offset"], m["size"]) for m in wanted])
+    except StorageError:
+        raise
     except OSError as e:
         raise ValueError(f"{path}: cannot be read: {e.strerror or e}; `crosspair verify` says what is damaged") from e
     found = {m["name"]: data for m, data in zip(wanted, parts, strict=True)}

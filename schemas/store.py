@@ -160,6 +160,8 @@ class DiskStore:
 
     def names(self, prefix: str, suffix: str = "") -> list[str]:
         folder, start = self.root / prefix.rpartition("/")[0], prefix.rpartition("/")[2]
+        if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):  # `glob` would find nothing there
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         found: list[str] = []
         with_start = sorted(folder.glob(f"{_literal(start)}*")) if folder.is_dir() else []
         for path in with_start:
@@ -177,7 +179,7 @@ class DiskStore:
         shutil.rmtree(self.root / folder, ignore_errors=True)
 
     def clear_unfinished(self) -> None:
-        for pattern in (".*.tmp-*", "tables/.*.tmp-*", "ledger/*/.*.tmp-*", "shards/*/.*.tmp-*"):
+        for pattern in (".*.tmp-*", "tables/.*.tmp-*", "ledger/*/.*.tmp-*", "shards/*/.*.tmp-*", "report/.*.tmp-*"):
             for path in self.root.glob(pattern):
                 path.unlink(missing_ok=True)
 
@@ -212,7 +214,7 @@ class ObjectStore:
 
     @property
     def here(self) -> Path:
-        return Path(tempfile.gettempdir())
+        return _scratch()
 
     def at(self, name: str) -> str:
         return f"{self}/{name}"
@@ -232,8 +234,15 @@ class ObjectStore:
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         keys, starts, ends = [self._key(name)] * len(ranges), [o for o, _ in ranges], [o + n for o, n in ranges]
-        parts: list[bytes] = self._try(name, lambda: self._fs.cat_ranges(keys, starts, ends, on_error="raise"))
-        return parts
+
+        def call() -> list[bytes]:
+            parts = self._fs.cat_ranges(keys, starts, ends, on_error="return")
+            for part in parts:
+                if isinstance(part, Exception) and error_code(part) not in ("InvalidRange", "416"):
+                    raise part
+            return [b"" if isinstance(part, Exception) else part for part in parts]
+
+        return self._try(name, call)
 
     def read_many(self, names: Sequence[str]) -> list[bytes]:
         found: list[bytes] = []
@@ -278,10 +287,10 @@ class ObjectStore:
         answer = self.ask(name, "get_object")
         return answer["Body"], answer["ETag"]
 
-    def write_if(self, name: str, data: bytes, tag: str) -> str | None:
+    def write_if(self, name: str, data: bytes, tag: str, *, patient: bool = True) -> str | None:
         """Writes a file if it is still in the state `tag` ("": not there); the tag of the new state, None if it was in another.
 
-        No two callers are told that they did it.
+        No two callers are told that they did it. One that is not `patient` does not try again what fails.
         """
         condition = {"IfMatch": tag} if tag else {"IfNoneMatch": "*"}
 
@@ -289,10 +298,11 @@ class ObjectStore:
             bucket, _, key = self._key(name).partition("/")
             try:
                 return str(self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)["ETag"])
-            except FileNotFoundError as e:
-                raise ValueError(f"{self}: no such bucket") from e
             except Exception as e:
-                if not _says_precondition(e):
+                if error_code(e) == "NoSuchBucket":
+                    raise ValueError(f"{self}: no such bucket") from e
+                # A file that has gone is not in the state either.
+                if not _says_precondition(e) and not isinstance(e, FileNotFoundError):
                     raise
             # The answer to an earlier try may have been lost: then the file is ours.
             try:
@@ -301,17 +311,19 @@ class ObjectStore:
                 return None
             return now if there == data else None
 
-        return self._try(name, call)
+        return self._try(name, call, waits_s=_WAITS_S if patient else ())
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        with tempfile.TemporaryDirectory(dir=scratch_folder()) as folder:
-            file = Path(folder) / "file"
-            with file.open("wb") as f:
-                yield f
-            self.put(file, name)
-        with suppress(OSError):  # others write too
-            scratch_folder().rmdir()
+        try:
+            with tempfile.TemporaryDirectory(dir=scratch_folder()) as folder:
+                file = Path(folder) / "file"
+                with file.open("wb") as f:
+                    yield f
+                self.put(file, name)
+        finally:
+            with suppress(OSError):  # others write too
+                _scratch().rmdir()
 
     def put(self, file: Path, name: str) -> None:
         self._try(name, lambda: self._fs.put_file(str(file), self._key(name)), writes=True)
@@ -323,7 +335,8 @@ class ObjectStore:
         folder, _, start = prefix.rpartition("/")
         found = self._try(prefix, lambda: self._fs.find(self._key(folder), prefix=start))
         inside = [key[len(self._path) + 1 :] for key in found if key.startswith(f"{self._path}/{prefix}")]
-        return sorted(n for n in inside if n.endswith(suffix) and not n.rpartition("/")[2].startswith("."))
+        # A name that ends in a slash is a folder's, which some tools make.
+        return sorted(n for n in inside if n.endswith(suffix) and not n.endswith("/") and not n.rpartition("/")[2].startswith("."))
 
     def folders(self, prefix: str, depth: int) -> list[str]:
         level = prefix.count("/") + 1 + depth
@@ -347,16 +360,19 @@ class ObjectStore:
     def clear_unfinished(self) -> None:
         """Ends the multipart uploads of killed processes: they are not to be seen, and cost their owner money."""
         bucket, _, prefix = self._path.partition("/")
-        found = self._try("", lambda: self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/"))
-        for upload in found.get("Uploads", ()):
-            with suppress(FileNotFoundError):  # it ended meanwhile
-                about = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
-                self._try("", partial(self._fs.call_s3, "abort_multipart_upload", **about))
+        more = True
+        while more:
+            found = self._try("", lambda: self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/"))
+            more = found.get("IsTruncated", False)  # those that are ended here are not listed again
+            for upload in found.get("Uploads", ()):
+                with suppress(FileNotFoundError):  # it ended meanwhile
+                    about = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                    self._try("", partial(self._fs.call_s3, "abort_multipart_upload", **about))
 
     def _key(self, name: str) -> str:
         return f"{self._path}/{name}" if name else self._path
 
-    def _try(self, name: str, call: Callable[[], _T], *, writes: bool = False) -> _T:
+    def _try(self, name: str, call: Callable[[], _T], *, writes: bool = False, waits_s: Sequence[float] | None = None) -> _T:
         """Calls until it works or patience is at its end. Every call can be made twice: it reads, puts the same bytes, or deletes.
 
         Raises:
@@ -364,10 +380,10 @@ class ObjectStore:
             StorageError: not allowed, or still failing.
         """
         until = time.monotonic() + _PATIENCE_S
-        for wait_s in (*_WAITS_S, None):
+        for wait_s in (*(_WAITS_S if waits_s is None else waits_s), None):
             try:
                 return call()
-            except ValueError:
+            except (ValueError, MemoryError):
                 raise
             except Exception as e:  # botocore, aiohttp and asyncio each have their own words for a bad moment
                 if isinstance(e, FileNotFoundError) and not writes:
@@ -398,11 +414,15 @@ def scratch_folder(kind: str = "") -> Path:
 
     `kind` names another one beside it, which stays when a unit's goes.
     """
-    mine = Path(tempfile.gettempdir()) / f"{_scratch_prefix()}{os.getpid()}{kind}"
+    mine = _scratch(kind)
     if not mine.is_dir():
         clear_scratch()
         mine.mkdir()
     return mine
+
+
+def _scratch(kind: str = "") -> Path:
+    return Path(tempfile.gettempdir()) / f"{_scratch_prefix()}{os.getpid()}{kind}"
 
 
 def clear_scratch() -> None:

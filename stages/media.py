@@ -290,4 +290,6 @@ def read_image(path: Path) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as e:  # damage shows in many ways: Pillow's readers raise SyntaxError, struct.error and more
+        if isinstance(e, OSError) and e.errno:  # the disk's, not Pillow's
+            raise
         raise Rejection("not_media", f"{path}: {e}") from e

@@ -11,10 +11,11 @@ import numpy as np
 
 from schemas.ids import pair_id
 from schemas.motion import Motion
+from schemas.sample import decode_image
 from schemas.units import Clip, Driving, Pair, Performance, PortraitUnit
 from stages.encode import VideoWriter
 from stages.faces import TARGET, TRACK, read_track
-from stages.media import decode, read_image
+from stages.media import decode
 from stages.outputs import Outputs
 
 _APPEARANCES_KEPT = 16  # per worker
@@ -141,4 +142,4 @@ def view_of(clip: Clip, out: Outputs) -> ClipView:
 
 def read_portrait(portrait: PortraitUnit, out: Outputs) -> Portrait:
     points, _ = read_track(out.input(portrait.folder, portrait.track))
-    return Portrait(read_image(out.input(portrait.folder, portrait.image)), points[portrait.frame])
+    return Portrait(decode_image(out.input(portrait.folder, portrait.image).read_bytes()), points[portrait.frame])

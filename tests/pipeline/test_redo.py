@@ -33,13 +33,20 @@ def run_of(root: Path, config: RunConfig, **changes: object) -> RunConfig:
     return replace(config, run=str(root), **changes)  # type: ignore[arg-type]
 
 
+def foresaid(root: Path, config: RunConfig, world: World) -> list[str]:
+    """What a run at `root` with this config would say."""
+    watcher = Listening()
+    foresee_run(replace(config, run=str(root)), base=world.base, watcher=watcher)
+    return watcher.said
+
+
 def test_the_same_config_does_nothing_again(copied: Path, world: World) -> None:
-    assert foresee(copied, world.config, read_run_file(copied)) == []
+    assert foresaid(copied, world.config, world) == []
 
 
 def test_a_threshold_is_decided_again_and_nothing_is_measured(copied: Path, world: World) -> None:
     config = replace(world.config, gates=replace(world.config.gates, min_face_px=50))
-    assert foresee(copied, config, read_run_file(copied)) == [
+    assert foresaid(copied, config, world) == [
         f"gates.min_face_px {FaceGates().min_face_px} -> 50: verdicts on clips are taken again, from the scores that are there"
     ]
 
@@ -47,7 +54,7 @@ def test_a_threshold_is_decided_again_and_nothing_is_measured(copied: Path, worl
 def test_another_crop_does_the_faces_and_all_after_them_again(copied: Path, world: World) -> None:
     config = replace(world.config, faces=replace(world.config.faces, crop_scale=2.0))
     units = {stage: len(Ledger(copied).read(stage, fingerprints(world.config)[stage])) for stage in STAGES}
-    assert foresee(copied, config, read_run_file(copied)) == [
+    assert foresaid(copied, config, world) == [
         f"ingest: {units['ingest']} stand",
         f"faces: {units['faces']} again: faces.crop_scale 2.2 -> 2.0",
         f"portraits: {units['portraits']} again: faces.crop_scale 2.2 -> 2.0",
@@ -59,7 +66,7 @@ def test_another_crop_does_the_faces_and_all_after_them_again(copied: Path, worl
 
 def test_another_reenactor_leaves_the_faces(copied: Path, world: World) -> None:
     changed = replace(world.config.reenactor, meshwarp=_other(world.config.reenactor.meshwarp))
-    said = foresee(copied, replace(world.config, reenactor=changed), read_run_file(copied))
+    said = foresaid(copied, replace(world.config, reenactor=changed), world)
     assert [line.split(":")[0] for line in said if "again" in line] == ["motion", "reenact", "regions"]
     assert all("stand" in line and "again" not in line for line in said if line.startswith(("ingest", "faces", "portraits")))
     assert "reenactor.meshwarp." in said[3]
@@ -74,10 +81,22 @@ def test_a_change_that_was_interrupted_is_still_explained(copied: Path, world: W
     """The killed session wrote run.yaml and did half of the work; going back explains nothing, since nothing is to be done."""
     config = run_of(copied, world.config, faces=replace(world.config.faces, crop_scale=2.0))
     world.run(str(copied), Listening(), until="prepare", faces=config.faces)
-    again = foresee(copied, config, read_run_file(copied))
+    again = foresaid(copied, config, world)
     assert next(line for line in again if line.startswith("faces")).endswith("stand")
     assert [line for line in again if line.startswith("reenact")] and "after" not in again[0]
-    assert foresee(copied, world.config, read_run_file(copied)) == []
+    assert foresaid(copied, world.config, world) == []
+
+
+def test_units_that_the_present_settings_do_not_give_are_not_done_again(copied: Path, world: World) -> None:
+    """Another length of clips gives other clips: those of before are history, and so they are said to be only while it changes."""
+    changes = {"faces": replace(world.config.faces, max_clip_s=0.9, min_clip_s=0.5)}
+    assert any("again" in line for line in foresaid(copied, replace(world.config, **changes), world))
+    world.run(str(copied), Listening(), **changes)
+    old = {r.unit for r in Ledger(copied).history("motion")} - set(
+        Ledger(copied).read("motion", fingerprints(replace(world.config, **changes))["motion"])
+    )
+    assert old
+    assert foresaid(copied, replace(world.config, **changes), world) == []
 
 
 def test_without_the_old_settings_it_says_so(copied: Path, world: World) -> None:
@@ -87,7 +106,9 @@ def test_without_the_old_settings_it_says_so(copied: Path, world: World) -> None
     writer.add(replace(record, unit="another", fingerprint="of long ago"))
     writer.flush()
     before = read_run_file(copied) | {"history": [{"fingerprints": dict.fromkeys(STAGES, "of yesterday"), "config": {}}]}
-    assert foresee(copied, world.config, before)[0].startswith("ingest: 1 again: made with settings that are not on record, ")
+    assert foresee(copied, world.config, before, lambda: {"ingest": {"another"}})[0].startswith(
+        "ingest: 1 again: made with settings that are not on record, "
+    )
 
 
 def test_history_holds_each_state_once() -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -143,42 +140,6 @@ def write_config(world: World, name: str) -> Path:
     path = world.base / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**CONFIG, "run": name}))
     return path
-
-
-def start(config: Path) -> subprocess.Popen[bytes]:
-    """`crosspair run` with a Ray of its own."""
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return subprocess.Popen([CROSSPAIR, "run", str(config)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
-
-
-def wait_for(pattern: str, root: Path, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(1500):
-        if next(root.glob(pattern), None):
-            return
-        assert process.poll() is None, f"ended before {pattern} was there"
-        time.sleep(0.1)
-    raise AssertionError(f"no {pattern}")
-
-
-def test_a_run_killed_twice_and_resumed_makes_the_same_bytes(finished: Finished, world: World) -> None:
-    """SIGKILL to the driver while faces are cut, and while driving videos are rendered."""
-    config, root = write_config(world, "killed"), world.base / "killed"
-    for pattern in ("ledger/faces/*.jsonl", "ledger/reenact/open/*"):
-        process = start(config)
-        try:
-            wait_for(pattern, root, process)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        assert not (root / "shards").exists()
-    assert verify(root) != []
-    process = start(config)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said.decode()
-    assert b"8 samples in" in said and b"11 rejected" in said
-    assert verify(root) == []
-    assert diff(finished.root, root) == []
-    assert outcomes(root) == EXPECTED
 
 
 def test_steps_can_be_taken_one_by_one(finished: Finished, world: World) -> None:

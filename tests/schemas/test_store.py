@@ -64,6 +64,7 @@ def test_many_files_come_in_the_order_asked_for(store: Store) -> None:
 def test_stretches_of_a_file(store: Store) -> None:
     store.write("a", bytes(range(100)))
     assert store.read_ranges("a", [(90, 10), (0, 3), (98, 9)]) == [bytes(range(90, 100)), bytes(range(3)), bytes(range(98, 100))]
+    assert store.read_ranges("a", [(100, 5), (0, 1)]) == [b"", b"\0"]
     assert store.read_ranges("a", []) == []
 
 
@@ -197,6 +198,27 @@ def test_of_many_writers_on_condition_one_wins(bucket: ObjectStore, s3: S3Server
         assert sum(t is not None for t in told) == 1
         data, tag = bucket.read_tagged("a")
         assert data == f"{generation} {next(k for k, t in enumerate(told) if t)}".encode()
+
+
+def test_what_has_gone_is_in_no_state_that_one_knows(bucket: ObjectStore) -> None:
+    bucket.write("a", b"x")
+    _, tag = bucket.read_tagged("a")
+    bucket.delete(["a"])
+    assert bucket.write_if("a", b"y", tag) is None and bucket.size("a") == -1
+
+
+def test_memory_that_runs_out_is_not_the_stores(bucket: ObjectStore) -> None:
+    def call() -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        bucket._try("a", call)
+
+
+def test_a_folder_that_another_tool_made_is_no_file(bucket: ObjectStore) -> None:
+    name, _, key = bucket.at("a/").removeprefix("s3://").partition("/")
+    bucket._fs.call_s3("put_object", Bucket=name, Key=key, Body=b"")
+    assert bucket.names("a/") == [] and bucket.names("") == []
 
 
 def test_a_bucket_that_is_not_there_is_told(s3: S3Server) -> None:
