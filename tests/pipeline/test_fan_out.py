@@ -22,6 +22,7 @@ from pipeline.executor import run_graph
 from pipeline.ledger import Ledger, Record, sweep
 from pipeline.worker import StageWorker, row
 from schemas.ids import source_id
+from schemas.store import DiskStore
 from schemas.units import Shot, SourceFile
 from stages.liveportrait_settings import LivePortraitConfig
 from stages.outputs import Outputs
@@ -156,7 +157,7 @@ def test_workers_that_die_lose_nothing_and_double_nothing(tmp_path: Path) -> Non
     assert len(list(Ledger(tmp_path).history("faces"))) == len(shots)  # of the film's first attempt or of its second
     twice = Counter(p.parent.name for p in (tmp_path / "artifacts/ingest").glob("*/*/*"))
     assert {unit for unit, n in twice.items() if n > 1} == {films[0].id, films[1].id}
-    sweep(tmp_path, {"ingest": records(tmp_path, "ingest")})
+    sweep(DiskStore(tmp_path), {"ingest": records(tmp_path, "ingest")})
     winners = {r.folder for r in records(tmp_path, "ingest").values()}
     assert {str(p.relative_to(tmp_path)) for p in (tmp_path / "artifacts/ingest").glob("*/*/*")} == winners
     assert not list(tmp_path.glob("ledger/*/open/*"))
