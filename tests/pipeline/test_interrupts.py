@@ -103,6 +103,7 @@ def assert_ends_as_undisturbed(config: Path, root: Path, finished: Finished) -> 
     assert [p for p in root.rglob("*") if ".tmp-" in p.name] == []
 
 
+@pytest.mark.slow
 def test_interrupted_in_every_step_it_goes_on_where_it_stood(finished: Finished, world: World) -> None:
     config, root = configured(world, "interrupted")
     moments = {  # what is there when the signal is sent, the signal, whether it goes to all processes as a terminal's does
@@ -176,13 +177,13 @@ def test_a_second_run_stops_and_what_a_killed_one_leaves_does_not_block(finished
     config, root = configured(world, "contended")
     with started(config, root) as first:
         first.wait_for("ledger/faces/open/*")
+        orphans = [p for p in first.alive() if p.pid != first.process.pid]
+        for process in orphans:  # now the first run does not end while others try
+            process.suspend()
         for command in (("run", config), ("retry", root)):
             done = crosspair(*command)
             assert done.returncode == 2 and done.stderr.endswith("another crosspair process works on this run; wait for it or stop it\n")
             assert done.stderr.count("\n") == 1
-        orphans = [p for p in first.alive() if p.pid != first.process.pid]
-        for process in orphans:
-            process.suspend()
         first.process.kill()
         first.process.communicate()
         orphans = [p for p in first.alive() if "ray::" in " ".join(p.cmdline())]

@@ -289,6 +289,7 @@ def small_disk(tmp_path: Path) -> Iterator[Disk]:
     disk.close()
 
 
+@pytest.mark.slow
 def test_a_run_on_a_disk_that_fills_again_and_again_ends_with_the_same_bytes(small_disk: Disk, finished: Finished, world: World) -> None:
     """It fills while clips are cut, while videos are rendered, and while shards are packed."""
     root = small_disk.folder / "run"
