@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.card import dataset_card
-from pipeline.storage import write_table
+from pipeline.storage import write_changed, write_table
 from schemas.ids import content_digest, keyed_order
 from schemas.sample import INDEX_NAME, INDEX_SCHEMA, SampleInfo, finish_tar, read_index, sample_digest, write_tar_sample
 from schemas.store import Place, Store, open_store
@@ -61,12 +61,13 @@ class SampleFiles:
 def pack(place: Place, samples: Sequence[SampleFiles], *, max_mb: int, seed: int, progress: Callable[[str], None]) -> pa.Table:
     """Brings the pair set's folder to hold exactly `samples`; returns the index. Doing it again changes nothing."""
     folder = open_store(place)
-    old = _old_index(folder)
+    before = read_index(folder) if folder.size(INDEX_NAME) >= 0 else INDEX_SCHEMA.empty_table()
+    old = before.to_pylist()
     wanted = {s.info.key: s for s in samples}
     kept = _tars_still_good(folder, old, wanted)
     rows = [r for r in old if r["tar"] in kept]
     placed = {r["sample"] for r in rows}
-    number = _next_number(folder, old)
+    number = _next_number(before, old)
     by_split: dict[str, list[SampleFiles]] = defaultdict(list)
     for sample in sorted((s for k, s in wanted.items() if k not in placed), key=lambda s: keyed_order(s.info.key, seed)):
         by_split[sample.info.split].append(sample)
@@ -78,24 +79,16 @@ def pack(place: Place, samples: Sequence[SampleFiles], *, max_mb: int, seed: int
     rows.sort(key=lambda r: (r["tar"], r["members"][0]["offset"]))
     index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata({_NEXT_NUMBER: str(number)}))
     write_table(folder, INDEX_NAME, index)  # the commit point
-    card = dataset_card(str(folder).rsplit("/", 1)[-1], rows).encode()
-    if folder.size("README.md") < 0 or folder.read("README.md") != card:
-        folder.write("README.md", card)
+    write_changed(folder, "README.md", dataset_card(str(folder).rsplit("/", 1)[-1], rows).encode())
     published = {r["tar"] for r in rows}
     # Old tars go last, so that a reader of either index finds its files.
     folder.delete([tar for tar in folder.names("", ".tar") if tar not in published])
     return index
 
 
-def _old_index(folder: Store) -> list[dict]:
-    return read_index(folder).to_pylist() if folder.size(INDEX_NAME) >= 0 else []
-
-
-def _next_number(folder: Store, old: Sequence[dict]) -> int:
+def _next_number(index: pa.Table, old: Sequence[dict]) -> int:
     """The first number that no published tar ever had. Tars that no index ever named, left by a kill, do not count."""
-    if folder.size(INDEX_NAME) < 0:
-        return 0
-    known = (read_index(folder).schema.metadata or {}).get(_NEXT_NUMBER)
+    known = (index.schema.metadata or {}).get(_NEXT_NUMBER)
     return int(known) if known else 1 + max((int(r["tar"].rsplit("-", 1)[1].removesuffix(".tar")) for r in old), default=-1)
 
 

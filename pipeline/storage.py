@@ -34,7 +34,11 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 def write_table(store: Store, name: str, table: pa.Table) -> None:
     """Parquet, atomically; left alone when it is the same already."""
-    data = parquet_bytes(table)
+    write_changed(store, name, parquet_bytes(table))
+
+
+def write_changed(store: Store, name: str, data: bytes) -> None:
+    """Writes a file unless it holds just this already."""
     if store.size(name) != len(data) or store.read(name) != data:
         store.write(name, data)
 

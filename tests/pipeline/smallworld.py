@@ -43,6 +43,7 @@ class Silent:
     def __init__(self) -> None:
         self.steps: list[tuple[str, int]] = []
         self.units: list[tuple[str, str, str]] = []
+        self.said: list[str] = []
 
     def step(self, name: str, units: int) -> None:
         self.steps.append((name, units))
@@ -51,7 +52,7 @@ class Silent:
         self.units.append((stage, outcome, reason))
 
     def say(self, text: str) -> None:
-        pass
+        self.said.append(text)
 
 
 @dataclass(frozen=True)

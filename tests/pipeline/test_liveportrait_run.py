@@ -30,17 +30,6 @@ from schemas.sample import read_index
 pytestmark = pytest.mark.timeout(900)
 
 
-class Told(Silent):
-    """Remembers what it is told, too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sayings: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.sayings.append(text)
-
-
 def save_official(networks: LivePortrait, folder: Path) -> Path:
     for name, file in BASE_FILES.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -76,22 +65,22 @@ def config(**reenactor: Any) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def first(base: Path, ray_session: None) -> tuple[Summary, Told]:
-    watcher = Told()
+def first(base: Path, ray_session: None) -> tuple[Summary, Silent]:
+    watcher = Silent()
     return run(config(), base=base, watcher=watcher), watcher
 
 
-def test_noise_is_rejected_with_its_scores(base: Path, first: tuple[Summary, Told]) -> None:
+def test_noise_is_rejected_with_its_scores(base: Path, first: tuple[Summary, Silent]) -> None:
     summary, watcher = first
     assert summary.clips == {"done": 1} and summary.pairs == {"rejected": 1} and summary.samples == 0
     (pair,) = load(base / "run", "samples")
     assert (pair["outcome"], pair["reason"]) == ("rejected", "lost_driving_face")
     assert dict(pair["scores"])["lost_frames"] > 0.5
-    assert any("runs on the CPU" in s for s in watcher.sayings)
+    assert any("runs on the CPU" in s for s in watcher.said)
     assert verify(base / "run") == []
 
 
-def test_the_run_file_says_which_weights(base: Path, first: tuple[Summary, Told]) -> None:
+def test_the_run_file_says_which_weights(base: Path, first: tuple[Summary, Silent]) -> None:
     frozen = yaml.safe_load((base / "run" / "run.yaml").read_text())
     digests = frozen["config"]["reenactor"]["digests"]
     assert {"appearance", "motion", "warping", "generator"} <= set(digests)
@@ -99,15 +88,15 @@ def test_the_run_file_says_which_weights(base: Path, first: tuple[Summary, Told]
     assert "onnxruntime" in frozen["versions"] or "onnxruntime-gpu" in frozen["versions"]
 
 
-def test_again_there_is_nothing_to_do(base: Path, first: tuple[Summary, Told]) -> None:
-    watcher = Told()
+def test_again_there_is_nothing_to_do(base: Path, first: tuple[Summary, Silent]) -> None:
+    watcher = Silent()
     run(config(), base=base, watcher=watcher)
     assert watcher.units == []
 
 
-def test_allow_untrained_ships_what_was_drawn_and_draws_nothing_again(base: Path, first: tuple[Summary, Told]) -> None:
+def test_allow_untrained_ships_what_was_drawn_and_draws_nothing_again(base: Path, first: tuple[Summary, Silent]) -> None:
     shutil.copytree(base / "run", base / "shipped")
-    watcher = Told()
+    watcher = Silent()
     summary = run(replace(config(allow_untrained=True), run="shipped"), base=base, watcher=watcher)
     assert watcher.units == [] and summary.samples == 1 and summary.pairs == {"done": 1}
     assert verify(base / "shipped") == []
@@ -115,37 +104,37 @@ def test_allow_untrained_ships_what_was_drawn_and_draws_nothing_again(base: Path
     assert index.num_rows == 1
 
 
-def test_other_weights_redo_motion_and_pairs_but_no_faces(base: Path, first: tuple[Summary, Told]) -> None:
+def test_other_weights_redo_motion_and_pairs_but_no_faces(base: Path, first: tuple[Summary, Silent]) -> None:
     shutil.copytree(base / "run", base / "other")
     export(save_official(lively(8), base / "weights8"), base / "graphs8", side=64)
-    watcher = Told()
+    watcher = Silent()
     run(replace(config(models="graphs8"), run="other"), base=base, watcher=watcher)
     assert sorted(stage for stage, _, _ in watcher.units) == ["motion", "reenact", "regions"]
     digests = [yaml.safe_load((base / r / "run.yaml").read_text())["config"]["reenactor"]["digests"] for r in ("run", "other")]
     assert digests[0]["motion"] != digests[1]["motion"]
 
 
-def test_changed_render_settings_keep_the_motion(base: Path, first: tuple[Summary, Told]) -> None:
+def test_changed_render_settings_keep_the_motion(base: Path, first: tuple[Summary, Silent]) -> None:
     shutil.copytree(base / "run", base / "relative")
-    watcher = Told()
+    watcher = Silent()
     run(replace(config(liveportrait={"mode": "relative", "batch": 5}), run="relative"), base=base, watcher=watcher)
     assert sorted(stage for stage, _, _ in watcher.units) == ["reenact", "regions"]
 
 
 def test_published_files_are_exported_once_into_the_run(base: Path, ray_session: None) -> None:
     official = replace(config(models="weights"), run="official")
-    first, again = Told(), Told()
+    first, again = Silent(), Silent()
     run(official, base=base, watcher=first, until="plan")
     run(official, base=base, watcher=again, until="plan")
-    assert any("exporting" in s for s in first.sayings) and not any("exporting" in s for s in again.sayings)
+    assert any("exporting" in s for s in first.said) and not any("exporting" in s for s in again.said)
     (exported,) = (base / "official" / "models").iterdir()
     frozen = [yaml.safe_load((base / "official" / "run.yaml").read_text())]
-    run(replace(config(models=str(exported)), run="official"), base=base, watcher=Told(), until="plan")
+    run(replace(config(models=str(exported)), run="official"), base=base, watcher=Silent(), until="plan")
     frozen.append(yaml.safe_load((base / "official" / "run.yaml").read_text()))
     assert frozen[0]["fingerprints"] == frozen[1]["fingerprints"]  # graphs serve as the weights they were made of
     with pytest.raises(ValueError, match="SHA256SUMS"):
         flip_a_byte(exported / "warping_spade.onnx")
-        run(replace(config(models=str(exported)), run="flipped"), base=base, watcher=Told())
+        run(replace(config(models=str(exported)), run="flipped"), base=base, watcher=Silent())
 
 
 def flip_a_byte(path: Path) -> None:
@@ -154,19 +143,19 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_pins_and_licences_are_kept(base: Path, first: tuple[Summary, Told]) -> None:
+def test_pins_and_licences_are_kept(base: Path, first: tuple[Summary, Silent]) -> None:
     with pytest.raises(ValueError, match="pins motion to 0000"):
-        run(replace(config(digests={"motion": "0000"}), run="pinned"), base=base, watcher=Told())
+        run(replace(config(digests={"motion": "0000"}), run="pinned"), base=base, watcher=Silent())
     good = yaml.safe_load((base / "run" / "run.yaml").read_text())["config"]["reenactor"]["digests"]
-    watcher = Told()
+    watcher = Silent()
     run(config(digests=good), base=base, watcher=watcher)
     assert watcher.units == []
     (base / "landmark.onnx").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"landmark\.onnx"):
-        run(replace(config(landmarks="landmark.onnx"), run="pinned"), base=base, watcher=Told())
+        run(replace(config(landmarks="landmark.onnx"), run="pinned"), base=base, watcher=Silent())
 
 
-def test_a_relative_folder_of_weights_means_the_config_s(base: Path, first: tuple[Summary, Told]) -> None:
+def test_a_relative_folder_of_weights_means_the_config_s(base: Path, first: tuple[Summary, Silent]) -> None:
     frozen = yaml.safe_load((base / "run" / "run.yaml").read_text())["config"]["reenactor"]
     assert Path(frozen["models"]) == base / "graphs"
     assert set(frozen["files"]) == {"appearance_feature_extractor.onnx", "motion_extractor.onnx", "warping_spade.onnx"}
@@ -191,7 +180,7 @@ def test_missing_and_truncated_weights_stop_the_run_before_it_starts(base: Path,
     for content in (None, whole[: len(whole) // 2]):
         (tmp_path / "weights" / file).unlink() if content is None else (tmp_path / "weights" / file).write_bytes(content)
         with pytest.raises(ValueError, match=Path(file).name):
-            run(replace(config(models=str(tmp_path / "weights")), run=str(tmp_path / "run")), base=base, watcher=Told())
+            run(replace(config(models=str(tmp_path / "weights")), run=str(tmp_path / "run")), base=base, watcher=Silent())
         assert not (tmp_path / "run" / "ledger").exists()
 
 
@@ -206,7 +195,7 @@ def test_cuda_that_is_not_there_is_an_error_when_it_is_asked_for(base: Path, ray
     if ray.cluster_resources().get("GPU", 0):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match=r"provider is cuda, and this Ray cluster has no GPU"):
-        run(replace(config(liveportrait={"provider": "cuda"}), run="cuda"), base=base, watcher=Told())
+        run(replace(config(liveportrait={"provider": "cuda"}), run="cuda"), base=base, watcher=Silent())
 
 
 def test_real_clips_with_the_tiny_networks(shared: Path, tmp_path: Path, ray_session: None) -> None:
@@ -221,13 +210,13 @@ def test_real_clips_with_the_tiny_networks(shared: Path, tmp_path: Path, ray_ses
         "ray": {"workers": 2},
         "reenactor": {"engine": "liveportrait", "models": "graphs"},
     }
-    summary = run(parse_config(RunConfig, data), base=tmp_path, watcher=Told())
+    summary = run(parse_config(RunConfig, data), base=tmp_path, watcher=Silent())
     assert summary.clips.get("done", 0) >= 1
     pairs = load(tmp_path / "run", "samples")
     assert len(pairs) >= 2 and {p["reason"] for p in pairs} == {"lost_driving_face"}
     assert verify(tmp_path / "run") == [] and summary.samples == 0
     shipped = parse_config(RunConfig, data, ["reenactor.allow_untrained=true"])
-    summary = run(shipped, base=tmp_path, watcher=Told())
+    summary = run(shipped, base=tmp_path, watcher=Silent())
     assert summary.samples == len(pairs) and verify(tmp_path / "run") == []
     prints = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["fingerprints"]
     assert all(r.data["ran_on"] in ("cpu", "cuda") for r in Ledger(tmp_path / "run").read("reenact", prints["reenact"]).values())

@@ -19,15 +19,6 @@ from stages.gates import FaceGates
 from stages.meshwarp import MeshWarpConfig
 
 
-class Listening(Silent):
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
 def run_of(root: Path, config: RunConfig, **changes: object) -> RunConfig:
     """The config of the run at `root`, changed."""
     return replace(config, run=str(root), **changes)  # type: ignore[arg-type]
@@ -35,7 +26,7 @@ def run_of(root: Path, config: RunConfig, **changes: object) -> RunConfig:
 
 def foresaid(root: Path, config: RunConfig, world: World) -> list[str]:
     """What a run at `root` with this config would say."""
-    watcher = Listening()
+    watcher = Silent()
     foresee_run(replace(config, run=str(root)), base=world.base, watcher=watcher)
     return watcher.said
 
@@ -80,7 +71,7 @@ def _other(config: MeshWarpConfig) -> MeshWarpConfig:
 def test_a_change_that_was_interrupted_is_still_explained(copied: Path, world: World) -> None:
     """The killed session wrote run.yaml and did half of the work; going back explains nothing, since nothing is to be done."""
     config = run_of(copied, world.config, faces=replace(world.config.faces, crop_scale=2.0))
-    world.run(str(copied), Listening(), until="prepare", faces=config.faces)
+    world.run(str(copied), Silent(), until="prepare", faces=config.faces)
     again = foresaid(copied, config, world)
     assert next(line for line in again if line.startswith("faces")).endswith("stand")
     assert [line for line in again if line.startswith("reenact")] and "after" not in again[0]
@@ -91,7 +82,7 @@ def test_units_that_the_present_settings_do_not_give_are_not_done_again(copied: 
     """Another length of clips gives other clips: those of before are history, and so they are said to be only while it changes."""
     changes = {"faces": replace(world.config.faces, max_clip_s=0.9, min_clip_s=0.5)}
     assert any("again" in line for line in foresaid(copied, replace(world.config, **changes), world))
-    world.run(str(copied), Listening(), **changes)
+    world.run(str(copied), Silent(), **changes)
     old = {r.unit for r in Ledger(copied).history("motion")} - set(
         Ledger(copied).read("motion", fingerprints(replace(world.config, **changes))["motion"])
     )
@@ -124,12 +115,12 @@ def test_a_dry_run_says_it_and_changes_nothing(copied: Path, world: World, tmp_p
     def state() -> dict[str, str]:
         return {str(p.relative_to(copied)): file_digest(p) for p in copied.rglob("*") if p.is_file()}
 
-    before, watcher = state(), Listening()
+    before, watcher = state(), Silent()
     foresee_run(run_of(copied, world.config, faces=replace(world.config.faces, crop_scale=2.0)), base=world.base, watcher=watcher)
     assert state() == before
     assert "faces.crop_scale 2.2 -> 2.0" in watcher.said[1]
     assert dict(watcher.steps)["prepare"] > 0
-    watcher = Listening()
+    watcher = Silent()
     foresee_run(run_of(copied, world.config), base=world.base, watcher=watcher)
     assert watcher.said == [] and watcher.steps == [("prepare", 0), ("generate", 0)]
     foresee_run(run_of(tmp_path / "new", world.config), base=world.base, watcher=watcher)
@@ -137,7 +128,7 @@ def test_a_dry_run_says_it_and_changes_nothing(copied: Path, world: World, tmp_p
 
 
 def test_a_run_says_it_before_it_begins(copied: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    watcher = Listening()
+    watcher = Silent()
     world.run(str(copied), watcher, gates=replace(world.config.gates, min_face_px=50))
     assert watcher.said[0].startswith("gates.min_face_px")
     assert yaml.safe_load((copied / "run.yaml").read_text())["history"] == []
