@@ -81,10 +81,14 @@ def started(config: Path, root: Path) -> Iterator[Session]:
 
 @pytest.fixture(autouse=True)
 def _heeded() -> Iterator[None]:
-    """Ctrl-C is, also where these tests are a shell's background job: that ignores it, and so would all its children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Ctrl-C is, also where these tests are a shell's background job: that ignores it, and so would all its children.
+
+    And a terminal's end is not, as under nohup: the kernel tells it to stopped processes whose parent has gone, which would end them.
+    """
+    before = [signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_IGN)]
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGHUP, before[1])
 
 
 def configured(world: World, name: str) -> tuple[Path, Path]:
@@ -185,9 +189,11 @@ def test_a_second_run_stops_and_what_a_killed_one_leaves_does_not_block(finished
             assert done.returncode == 2 and done.stderr.endswith("another crosspair process works on this run; wait for it or stop it\n")
             assert done.stderr.count("\n") == 1
         first.process.kill()
-        first.process.communicate()
+        first.process.wait()
         orphans = [p for p in first.alive() if "ray::" in " ".join(p.cmdline())]
         assert orphans
+        for process in orphans:  # again: the kernel wakes what is stopped in a process group whose last parent has gone
+            process.suspend()
         assert all(".lock" not in str(fd.readlink()) for p in orphans for fd in Path(f"/proc/{p.pid}/fd").iterdir())
         assert crosspair("retry", root).returncode == 0
         with started(config, root) as second:
