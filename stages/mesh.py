@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
-import mediapipe as mp
 import numpy as np
 
 from stages.quiet import silent_stderr
@@ -20,10 +20,12 @@ IRIS_RIGHT, IRIS_LEFT = 468, 473  # their centres
 class _Network:
     """A MediaPipe solution without the lines that it prints while it starts, in threads of its own, until its first result.
 
-    So it is made, and reset, only when the next picture is there.
+    So it is made, and reset, only when the next picture is there. MediaPipe itself is loaded here: half a second and 100 MB that
+    other workers, and every command that only reads, need not spend.
     """
 
-    def __init__(self, make: Any, **settings: Any) -> None:
+    def __init__(self, module: str, solution: str, **settings: Any) -> None:
+        make = getattr(import_module(f"mediapipe.python.solutions.{module}"), solution)
         self._make = lambda: make(**settings)
         self._solution: Any = None
         self._fresh = True
@@ -48,7 +50,7 @@ class FaceDetector:
     """Boxes of all faces in a picture (MediaPipe full-range model)."""
 
     def __init__(self, min_confidence: float = 0.5) -> None:
-        self._net = _Network(mp.solutions.face_detection.FaceDetection, model_selection=1, min_detection_confidence=min_confidence)
+        self._net = _Network("face_detection", "FaceDetection", model_selection=1, min_detection_confidence=min_confidence)
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """Boxes float64 (N, 4): x0, y0, x1, y1 in px of the uint8 RGB picture (H, W, 3), largest first. N may be 0."""
@@ -68,7 +70,7 @@ class FaceMesh:
     """
 
     def __init__(self, *, static: bool = False) -> None:
-        self._net = _Network(mp.solutions.face_mesh.FaceMesh, static_image_mode=static, max_num_faces=1, refine_landmarks=True)
+        self._net = _Network("face_mesh", "FaceMesh", static_image_mode=static, max_num_faces=1, refine_landmarks=True)
 
     def reset(self) -> None:
         self._net.reset()
