@@ -140,7 +140,7 @@ def test_every_tensor_of_the_reference(shared: Path, tmp_path: Path) -> None:
     check_picture(shipped | {"image": reference["image"]})
 
 
-@pytest.mark.parametrize("seed", [10, 11, 12])
+@pytest.mark.parametrize("seed", [10, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (11, 12))])
 def test_fresh_networks_equal_the_slow_reference(seed: int) -> None:
     net, given = lively(seed), some_input(seed=seed)
     got = run_all(net, given)
@@ -301,6 +301,7 @@ def test_half_networks_are_refused(net: LivePortrait, tmp_path: Path) -> None:
         export_liveportrait(copy.deepcopy(net).half(), tmp_path, side=SIDE)
 
 
+@pytest.mark.slow
 def test_full_width(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = LivePortrait(OFFICIAL)

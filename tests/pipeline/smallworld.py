@@ -72,7 +72,7 @@ CONFIG = {
     "portraits": ["images"],
     "video": {"size_px": 128},
     "shards": {"max_mb": 1},
-    "ray": {"workers": 2},
+    "ray": {"workers": 1},
 }
 
 

@@ -129,13 +129,6 @@ def test_status_names_every_stage_while_some_have_not_begun(copied: Path) -> Non
     assert state["stages"]["motion"]["left"] == 4 and state["seconds_left"] == -1.0
 
 
-def test_one_worker_makes_the_same_bytes(finished: Finished, world: World) -> None:
-    world.run("one", ray=replace(world.config.ray, workers=1))
-    assert diff(finished.root, world.base / "one") == []
-    assert verify(world.base / "one") == []
-    assert crosspair("diff", finished.root, world.base / "one").returncode == 0
-
-
 def write_config(world: World, name: str) -> Path:
     path = world.base / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**CONFIG, "run": name}))

@@ -43,7 +43,7 @@ from stages.fetched import let_go, local_copy
 
 CROSSPAIR = Path(sys.executable).with_name("crosspair")
 REPO = Path(__file__).parents[2]
-WEATHER = {"internal_error": 0.02, "slow_down": 0.02, "truncate": 0.02, "lost_request": 0.01, "lost_answer": 0.02, "delay": 0.02}
+WEATHER = dict.fromkeys(("internal_error", "slow_down", "truncate", "lost_request", "lost_answer", "delay"), 0.01)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def uploaded(world: World, raw: ObjectStore, finished: Finished) -> ObjectStore:
 def test_clips_in_s3_end_as_those_on_a_disk_and_give_the_same_bytes(
     finished: Finished, uploaded: ObjectStore, s3: S3Server, tmp_path: Path
 ) -> None:
-    """In bad weather, and with the run itself in the bucket, below its clips."""
+    """In bad weather, with the run itself in the bucket, below its clips, and with one worker a stage where the other run had two."""
     given = {name: uploaded.digest(name) for name in uploaded.names("")}
     place = uploaded.at("in/clips/run")
     clips = [uploaded.at("in/clips.csv"), uploaded.at("in/clips")]
@@ -138,7 +138,7 @@ def test_clips_in_s3_end_as_those_on_a_disk_and_give_the_same_bytes(
     environment = {**os.environ, "TMPDIR": str(tmp_path / "t"), "RAY_TMPDIR": "/tmp"}
     done = subprocess.run([CROSSPAIR, "run", str(tmp_path / "run.yaml")], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sum(s3.counts().injected.values()) > 20
+    assert sum(s3.counts().injected.values()) > 10
     s3.calm()
     ends = {Path(r["uri"]).name: (r["outcome"], r["reason"]) for r in tables.load(place, "sources")}
     assert ends == {name: end for name, end in EXPECTED.items() if name != "link.mp4"}
