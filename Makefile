@@ -4,7 +4,7 @@ DEMO ?= demo
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: setup demo test lint bench campaign clean
+.PHONY: setup demo test slow lint bench campaign clean
 
 setup: $(READY)
 
@@ -25,6 +25,10 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/pytest
+
+# what takes minutes; .ci/run runs it beside the rest
+slow: $(READY)
+	$(BIN)/pytest -m slow
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

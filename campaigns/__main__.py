@@ -16,8 +16,6 @@ def main() -> int:
             continue
         print(f"\n== {name}", flush=True)
         failed += subprocess.run([sys.executable, "-m", f"campaigns.{name}"], check=False).returncode != 0
-    print("\n== tests that are too long for `make test`", flush=True)
-    failed += subprocess.run([sys.executable, "-m", "pytest", "-m", "slow"], check=False).returncode != 0
     return failed
 
 

@@ -246,6 +246,7 @@ def test_inputs_and_operators(folder: Path, graphs: dict[str, ort.InferenceSessi
         assert about == {"crosspair.format": "liveportrait/1", "crosspair.side": str(SIDE), "crosspair.precision": "fp32"}
 
 
+@pytest.mark.slow
 def test_exports_of_the_same_networks_are_equal(net: LivePortrait, folder: Path, tmp_path: Path) -> None:
     before = {k: v.clone() for k, v in net.state_dict().items()}
     paths = export_liveportrait(net, tmp_path, side=SIDE)

@@ -78,6 +78,7 @@ def test_a_change_that_was_interrupted_is_still_explained(copied: Path, world: W
     assert foresaid(copied, world.config, world) == []
 
 
+@pytest.mark.slow
 def test_units_that_the_present_settings_do_not_give_are_not_done_again(copied: Path, world: World) -> None:
     """Another length of clips gives other clips: those of before are history, and so they are said to be only while it changes."""
     changes = {"faces": replace(world.config.faces, max_clip_s=0.9, min_clip_s=0.5)}

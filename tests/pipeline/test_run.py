@@ -102,7 +102,7 @@ def test_no_artifact_is_left_that_no_record_names(finished: Finished) -> None:
 
 def test_a_second_run_does_nothing_and_changes_nothing(finished: Finished, world: World) -> None:
     before, watcher = files(finished.root), Silent()
-    assert world.run("run", watcher) == finished.summary
+    assert world.run("run", watcher, ray=replace(world.config.ray, workers=2)) == finished.summary
     assert files(finished.root) == before
     assert watcher.units == [] and watcher.steps == [("prepare", 0), ("plan", 0), ("generate", 0), ("pack", 8)]
 

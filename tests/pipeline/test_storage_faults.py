@@ -329,6 +329,7 @@ def without_roots_rights() -> None:
             assert ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
 
 
+@pytest.mark.slow
 def test_folders_that_may_not_be_written_stop_the_run_one_after_the_other(copied: Path, finished: Finished, world: World) -> None:
     """In a run that has the last stage and the shards before it."""
     for folder in ("artifacts/regions", "ledger/regions", "shards/meshwarp"):
