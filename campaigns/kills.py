@@ -56,6 +56,7 @@ CLIPS = {"astronaut": 32, "hopper": 36, "mirrored": 40}  # name -> frames
 
 _FACES = {"astronaut": (224.0, 122.0, 120.0), "hopper": (262.0, 210.0, 240.0)}  # centre x, y and height in the photograph
 _SIDE, _FACE_PX, _FPS, _SOUND_HZ = 320, 120.0, 25, 16_000
+_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 _COMMAND = (sys.executable, "-c", "from pipeline.cli import main; main()", "run")
 
 Say = Callable[[str], None]
@@ -237,7 +238,8 @@ class Session:
 
     def victim(self, wanted: str, random: Random, *, spare_alone: bool) -> tuple[str, psutil.Process]:
         """What there is of the kind that is wanted; before there is any, the driver."""
-        names = [(p, _command_line(p)) for p in self._alive()]
+        # Ray's agents call themselves as workers do, and are none: a raylet ends when one of them does.
+        names = [(p, line) for p in self._alive() if not (line := _command_line(p)).startswith(_AGENTS)]
         if wanted == "worker":
             workers = [(p, line) for p, line in names if line.startswith("ray::")]
             if spare_alone:
