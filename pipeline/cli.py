@@ -3,6 +3,8 @@ or 3 where the storage failed under a command."""
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -185,7 +187,19 @@ def demo(out: Annotated[Path, typer.Option(help="where everything goes")] = Path
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Entry point of the command. It leaves by the short way: threads that Ray leaves behind now and then abort an interpreter's end."""
+    try:
+        _run_command()
+    except SystemExit as e:
+        if not isinstance(e.code, int | None):
+            raise
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(e.code or 0)
+
+
+def _run_command() -> None:
     try:
         app()
     except ValueError as e:
