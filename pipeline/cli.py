@@ -7,7 +7,7 @@ import atexit
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -194,8 +194,9 @@ def main() -> None:
         if not isinstance(e.code, int | None):
             raise
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(BrokenPipeError):  # whoever read along has gone
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(e.code or 0)
 
 

@@ -353,7 +353,7 @@ def test_folders_that_may_not_be_written_stop_the_run_one_after_the_other(copied
     config = copied.parent / "refused.yaml"
     clips = {"clips": [str(world.base / c) for c in ("clips.csv", "clips")], "portraits": [str(world.base / "images")]}
     config.write_text(yaml.safe_dump({**CONFIG, **clips, "run": "run"}))
-    for refusing in (copied, *(copied / f for f in ("ledger/regions", "tables", "shards/meshwarp"))):
+    for refusing in (copied, *(copied / f for f in ("artifacts/regions", "ledger/regions", "tables", "shards/meshwarp"))):
         refusing.chmod(stat.S_IRUSR | stat.S_IXUSR)
         done = crosspair(CROSSPAIR, "run", config, preexec_fn=without_roots_rights)
         refusing.chmod(0o755)
