@@ -14,12 +14,13 @@ from schemas.sample import FORMAT, SampleInfo
 _JSON_TYPES = {"str": "string", "int": "int64", "float": "float64", "bool": "bool"}
 
 
-def dataset_card(name: str, rows: Sequence[dict]) -> str:
-    """`rows` are the index's. The header depends on the format and the splits alone."""
+def dataset_card(name: str, rows: Sequence[dict], *, expressions: bool = False) -> str:
+    """`rows` are the index's. The header depends on the format, the splits, and which optional parts the samples have."""
     splits = sorted({r["split"] for r in rows})
+    features = _features(with_audio=any(r["has_audio"] for r in rows), expressions=expressions)
     head = {
         "configs": [{"config_name": "default", "data_files": [{"split": s, "path": f"{s}-*.tar"} for s in splits]}],
-        "dataset_info": {"config_name": "default", "features": _features(with_audio=any(r["has_audio"] for r in rows))},
+        "dataset_info": {"config_name": "default", "features": features},
         "tags": ["portrait-animation", "cross-identity", "synthetic", "webdataset"],
     }
     counts = Counter(r["split"] for r in rows)
@@ -38,9 +39,10 @@ Format `{FORMAT}`, written by crosspair. Each sample holds a real clip of a perf
 """
 
 
-def _features(*, with_audio: bool) -> list[dict]:
+def _features(*, with_audio: bool, expressions: bool) -> list[dict]:
     binary = [{"name": n, "dtype": "binary"} for n in ("driving.mp4", "target.mp4")]
-    controls = [{"name": n, **_nested("float32", 3)} for n in ("driving_points", "driving_pose", "target_points", "target_pose")]
+    depths = {"points": 3, "pose": 3} | ({"expressions": 2} if expressions else {})
+    controls = [{"name": f"{who}_{n}", **_nested("float32", depth)} for who in ("driving", "target") for n, depth in depths.items()]
     outlines = [{"name": "outlines", **_nested("float32", 4)}, {"name": "valid", **_nested("bool", 2)}]
     arrays = [{"name": "controls.npz", "struct": controls}, {"name": "regions.npz", "struct": outlines}]  # `datasets` unpacks .npz
     audio = [{"name": "audio.flac", "dtype": "binary"}] if with_audio else []

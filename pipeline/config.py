@@ -35,6 +35,12 @@ class ReenactorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ControlsConfig:
+    expressions: str = ""  # MediaPipe's face_landmarker_v2_with_blendshapes.task adds expression scores to controls.npz; "" leaves them out
+    sha256: str = ""  # of that file: a pin; the run fills it in, and a worker opens no other
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairsConfig:
     per_clip: int = 2
     seed: int = 0
@@ -82,6 +88,7 @@ class RunConfig:
     gates: FaceGates = field(default_factory=FaceGates)
     portrait_gates: FaceGates = field(default_factory=lambda: FaceGates(max_yaw_deg=30.0, max_pitch_deg=25.0, max_roll_deg=30.0))
     reenactor: ReenactorConfig = field(default_factory=ReenactorConfig)
+    controls: ControlsConfig = field(default_factory=ControlsConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     splits: dict[str, float] = field(default_factory=lambda: {"train": 1.0})
     quality: QualityGates = field(default_factory=QualityGates)
@@ -130,7 +137,8 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
     of_motion = tuple(d for role, d in weights.items() if role in MOTION_WEIGHTS)
     motion = fingerprint(f"motion/{engine}", version, seen, weights=of_motion, upstream=faces)
     reenact = fingerprint(f"reenact/{engine}", version, drawn, weights=tuple(weights.values()), upstream=motion + portraits)
-    regions = fingerprint(RegionsStage.name, RegionsStage.version, {}, upstream=reenact)
+    controls = {"expressions": config.controls.sha256} if config.controls.expressions else {}
+    regions = fingerprint(RegionsStage.name, RegionsStage.version, controls, upstream=reenact)
     return {"ingest": ingest, "faces": faces, "portraits": portraits, "motion": motion, "reenact": reenact, "regions": regions}
 
 

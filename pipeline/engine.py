@@ -67,6 +67,25 @@ def with_weights(config: RunConfig, base: Path, *, scratch: Path, say: Callable[
     return replace(config, reenactor=ready)
 
 
+def with_expressions(config: RunConfig, base: Path) -> RunConfig:
+    """The config with the digest of the expression network, if it names one, which the fingerprint of regions holds.
+
+    Raises:
+        ValueError: a file that is missing, holds no such network, or is not the one that `controls.sha256` pins.
+    """
+    settings = config.controls
+    if not settings.expressions:
+        return config
+    from stages.expression import Expressions
+
+    path = (base / settings.expressions).absolute()
+    Expressions(path)  # or its error, now
+    found = sha256_of(path)
+    if settings.sha256 and settings.sha256 != found:
+        raise ValueError(f"{path}: controls.sha256 pins {settings.sha256}, found {found}; put that file back, or mend or remove the pin")
+    return replace(config, controls=replace(settings, expressions=str(path), sha256=found))
+
+
 def frame_seconds(stage: str, config: RunConfig) -> float:
     """What a unit may take for each frame of its clip, beyond limits.unit_s: full-width networks draw one in about 10 s of a CPU core."""
     slow = config.reenactor.engine == "liveportrait" and not on_gpu([stage], config)

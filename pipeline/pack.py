@@ -58,8 +58,13 @@ class SampleFiles:
         return members
 
 
-def pack(place: Place, samples: Sequence[SampleFiles], *, max_mb: int, seed: int, progress: Callable[[str], None]) -> pa.Table:
-    """Brings the pair set's folder to hold exactly `samples`; returns the index. Doing it again changes nothing."""
+def pack(
+    place: Place, samples: Sequence[SampleFiles], *, max_mb: int, seed: int, progress: Callable[[str], None], expressions: bool = False
+) -> pa.Table:
+    """Brings the pair set's folder to hold exactly `samples`; returns the index. Doing it again changes nothing.
+
+    `expressions`: the samples' controls.npz hold expression scores, which the card has to say.
+    """
     folder = open_store(place)
     before = read_index(folder) if folder.size(INDEX_NAME) >= 0 else INDEX_SCHEMA.empty_table()
     old = before.to_pylist()
@@ -79,7 +84,7 @@ def pack(place: Place, samples: Sequence[SampleFiles], *, max_mb: int, seed: int
     rows.sort(key=lambda r: (r["tar"], r["members"][0]["offset"]))
     index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata({_NEXT_NUMBER: str(number)}))
     write_table(folder, INDEX_NAME, index)  # the commit point
-    write_changed(folder, "README.md", dataset_card(str(folder).rsplit("/", 1)[-1], rows).encode())
+    write_changed(folder, "README.md", dataset_card(str(folder).rsplit("/", 1)[-1], rows, expressions=expressions).encode())
     published = {r["tar"] for r in rows}
     # Old tars go last, so that a reader of either index finds its files.
     folder.delete([tar for tar in folder.names("", ".tar") if tar not in published])

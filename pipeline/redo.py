@@ -16,7 +16,7 @@ from schemas.store import Place
 
 # Settings that change a stage's output, and the stages whose output it works on (pipeline.config.fingerprints).
 _SECTIONS = {"ingest": ("ingest",), "faces": ("faces", "video"), "portraits": ("faces", "video")}
-_SECTIONS |= {"motion": ("reenactor",), "reenact": ("reenactor",), "regions": ()}
+_SECTIONS |= {"motion": ("reenactor",), "reenact": ("reenactor",), "regions": ("controls",)}
 _AFTER = {
     "ingest": (),
     "faces": ("ingest",),
@@ -33,7 +33,10 @@ _DECIDES = {
     "splits": "counts for people first seen from now on",
     "shards": "counts for tars that are written from now on",
 }
-_NOT_OUTPUT = frozenset({"files", "models", "landmarks", "allow_untrained", "provider", "batch", "threads"})  # of `reenactor`
+_NOT_OUTPUT = frozenset({"files", "models", "landmarks", "allow_untrained", "provider", "batch", "threads", "expressions"})
+
+
+_DEFAULTS = asdict(RunConfig(run="run", clips="clips"))  # of a section that a run began without
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,9 @@ def _why(stage: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], a
     if before is None:
         return "made with settings that are not on record"
     reasons = [
-        f"{field} {change}" for section in _SECTIONS[stage] for field, change in _changes(before.get(section), now[section], section)
+        f"{field} {change}"
+        for section in _SECTIONS[stage]
+        for field, change in _changes(before.get(section, _DEFAULTS[section]), now[section], section)
     ]
     reasons += [f"after {other}" for other in _AFTER[stage] if other in again_in]
     return "; ".join(reasons) or "another version of the stage"

@@ -14,7 +14,7 @@ import yaml
 from pipeline import tables
 from pipeline.books import Summary, list_run, save_outcomes, save_prepared, summarise
 from pipeline.config import RunConfig, fingerprints
-from pipeline.engine import on_this_cluster, with_weights
+from pipeline.engine import on_this_cluster, with_expressions, with_weights
 from pipeline.executor import cluster, run_graph
 from pipeline.ledger import Ledger, sweep
 from pipeline.pack import pack
@@ -54,7 +54,7 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         raise ValueError(f"--until {until}: one of {', '.join(STEPS)}")
     root = open_store(config.run, base)
     with exclusive(root):
-        config = with_weights(config, base, scratch=_models_folder(root), say=watcher.say)
+        config = with_weights(with_expressions(config, base), base, scratch=_models_folder(root), say=watcher.say)
         # Of sessions that were killed; this process alone holds the run now.
         Ledger(root).close_attempts()
         root.clear_unfinished()
@@ -89,7 +89,7 @@ def foresee_run(config: RunConfig, *, base: Path, watcher: Watcher) -> None:
         ValueError: as `run`.
     """
     root = open_store(config.run, base)
-    config = with_weights(config, base, scratch=_models_folder(root), say=watcher.say)
+    config = with_weights(with_expressions(config, base), base, scratch=_models_folder(root), say=watcher.say)
     clips, images = list_run(root, config, base, save=False)
     for sentence in foresee(root, config, before, lambda: _due(root, config, clips, images)) if (before := _run_file(root)) else ():
         watcher.say(sentence)
@@ -209,7 +209,8 @@ def _pack(root: Store, config: RunConfig, state: Generated, watcher: Watcher) ->
     samples = [sample_of(root, state, p) for p in state.live() if state.verdict(p)[0] == Outcome.DONE]
     watcher.step("pack", len(samples))
     folder = root.sub(f"shards/{config.set_name}")
-    index = pack(folder, samples, max_mb=config.shards.max_mb, seed=config.pairs.seed, progress=watcher.say)
+    with_scores = bool(config.controls.expressions)
+    index = pack(folder, samples, max_mb=config.shards.max_mb, seed=config.pairs.seed, progress=watcher.say, expressions=with_scores)
     tar_of = dict(zip(index["sample"].to_pylist(), index["tar"].to_pylist(), strict=True))
     rows = []
     for p in state.planned:

@@ -116,7 +116,11 @@ def build_stage(name: str, config: RunConfig) -> Callable[..., tuple[dict[str, A
     if name == "regions":
         from stages.regions import RegionsStage
 
-        return RegionsStage()
+        if not config.controls.expressions:
+            return RegionsStage()
+        from stages.expression import Expressions
+
+        return RegionsStage(Expressions(Path(config.controls.expressions), config.controls.sha256))
     from stages.reenact import MotionStage, Reenact
 
     engine = build_engine(config)

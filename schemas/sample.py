@@ -26,6 +26,17 @@ REGIONS_MEMBER, CONTROLS, AUDIO, INFO = "regions.npz", "controls.npz", "audio.fl
 MEMBERS = (AUDIO, CONTROLS, DRIVING, INFO, REGIONS_MEMBER, SOURCE, TARGET)
 OPTIONAL_MEMBERS = frozenset({AUDIO})
 
+# The columns of expression scores in controls.npz: MediaPipe's names, in its order; left and right are the person's own.
+EXPRESSIONS = (
+    "_neutral", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff", "cheekSquintLeft",
+    "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight", "eyeLookInLeft", "eyeLookInRight",
+    "eyeLookOutLeft", "eyeLookOutRight", "eyeLookUpLeft", "eyeLookUpRight", "eyeSquintLeft", "eyeSquintRight", "eyeWideLeft",
+    "eyeWideRight", "jawForward", "jawLeft", "jawOpen", "jawRight", "mouthClose", "mouthDimpleLeft", "mouthDimpleRight", "mouthFrownLeft",
+    "mouthFrownRight", "mouthFunnel", "mouthLeft", "mouthLowerDownLeft", "mouthLowerDownRight", "mouthPressLeft", "mouthPressRight",
+    "mouthPucker", "mouthRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper", "mouthSmileLeft",
+    "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft", "mouthUpperUpRight", "noseSneerLeft", "noseSneerRight"
+)  # fmt: skip
+
 INDEX_NAME = "index.parquet"
 _MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("digest", pa.string())])
 INDEX_SCHEMA = pa.schema(
@@ -98,15 +109,27 @@ class SampleInfo:
             raise ValueError(f"no crosspair sample: {e!r}") from e
 
 
-def encode_controls(target_points: np.ndarray, driving_points: np.ndarray, target_pose: np.ndarray, driving_pose: np.ndarray) -> bytes:
+def encode_controls(
+    target_points: np.ndarray,
+    driving_points: np.ndarray,
+    target_pose: np.ndarray,
+    driving_pose: np.ndarray,
+    *,
+    target_expressions: np.ndarray | None = None,
+    driving_expressions: np.ndarray | None = None,
+) -> bytes:
     """KEY.controls.npz: per frame of target and driving, mesh points (T, 478, 3) in px, kept to 1/32, and head poses (T, 4, 4).
 
     Points 468-472 and 473-477 are the irises of the person's right and left eye. A pose matrix M maps the canonical face to
-    the picture: [x y z 1]^T = M [X Y Z 1]^T, in px.
+    the picture: [x y z 1]^T = M [X Y Z 1]^T, in px. Expression scores (T, 52), 0..1, in the order of EXPRESSIONS, kept to 1/1024; where
+    none were made the arrays are left out. NaN in any array marks a frame without a face.
     """
     points = {"target_points": target_points, "driving_points": driving_points}
-    poses = {"target_pose": target_pose.astype(np.float32), "driving_pose": driving_pose.astype(np.float32)}
-    return encode_arrays({**{k: (np.rint(v * 32) / 32).astype(np.float32) for k, v in points.items()}, **poses})
+    poses = {"target_pose": target_pose, "driving_pose": driving_pose}
+    scores = {"target_expressions": target_expressions, "driving_expressions": driving_expressions}
+    kept = [({k: v for k, v in scores.items() if v is not None}, 1024), (points, 32)]
+    rounded = {k: np.rint(v * steps) / steps for arrays, steps in kept for k, v in arrays.items()}
+    return encode_arrays({k: v.astype(np.float32) for k, v in {**rounded, **poses}.items()})
 
 
 def decode_controls(data: bytes) -> dict[str, np.ndarray]:

@@ -92,10 +92,9 @@ def lip_sound(sound: np.ndarray, points: np.ndarray, fps: float, max_lag_frames:
     amplitude = _speech_band(np.pad(sound, (0, max(0, int(starts[-1]) + length - len(sound)))), starts, length)
     mouth, voice = _without_trend(np.gradient(opening), fps), _without_trend(amplitude, fps)
     most = min(max_lag_frames, frames // 4)
-    lags = sorted(range(-most, most + 1), key=abs)  # of equals, the smallest lag
-    return max(
-        ((_pearson(mouth[max(0, k) : frames + min(0, k)], voice[max(0, -k) : frames - max(0, k)]), k) for k in lags), key=lambda x: x[0]
-    )
+    rs = {k: _pearson(mouth[max(0, k) : frames + min(0, k)], voice[max(0, -k) : frames - max(0, k)]) for k in range(-most, most + 1)}
+    lag = max(rs, key=lambda k: (rs[k], -abs(k)))
+    return rs[lag], lag
 
 
 class FacePicture(NamedTuple):

@@ -9,8 +9,9 @@ import numpy as np
 
 from schemas.regions import Regions, pad_outlines
 from schemas.sample import encode_controls
-from schemas.units import Driving
-from stages.faces import TRACK, read_track
+from schemas.units import Clip, Driving
+from stages.expression import Expressions, stacked
+from stages.faces import TARGET, TRACK, read_track
 from stages.head import LEFT_EYE, LIPS_OUTER, NOSE, RIGHT_EYE, fit_pose
 from stages.media import decode
 from stages.mesh import FaceMesh
@@ -60,18 +61,39 @@ class RegionsStage:
 
     name, version = "regions", 2
 
-    def __init__(self) -> None:
-        self._find = RegionFinder()
+    def __init__(self, expressions: Expressions | None = None) -> None:
+        self._find, self._expressions = RegionFinder(), expressions
+        self._known: tuple[str, np.ndarray | None] = ("", None)  # the clip last measured, and its expression scores
 
     def __call__(self, driving: Driving, out: Outputs) -> tuple[dict[str, Any], list[str]]:
         """Writes regions.npz and controls.npz; returns the pair's scores."""
         clip = driving.pair.clip
         target, _ = read_track(out.input(clip.folder, clip.file(TRACK)))
         faults = PictureFaults()
-        points, regions = self._find(faults.watch(frame.rgb for frame in decode(out.input(driving.folder, DRIVING))))
+        frames = faults.watch(frame.rgb for frame in decode(out.input(driving.folder, DRIVING)))
+        rows: list[np.ndarray] = []
+        points, regions = self._find(self._expressions.watch(frames, rows) if self._expressions else frames)
         out.write(REGIONS_FILE, regions.encode())
-        out.write(CONTROLS_FILE, encode_controls(target, points, pose_matrices(target), pose_matrices(points)))
+        controls = encode_controls(
+            target,
+            points,
+            pose_matrices(target),
+            pose_matrices(points),
+            target_expressions=self._of_target(clip, out),
+            driving_expressions=stacked(rows) if self._expressions else None,
+        )
+        out.write(CONTROLS_FILE, controls)
         return faults.scores() | score(target, points), []
+
+    def _of_target(self, clip: Clip, out: Outputs) -> np.ndarray | None:
+        """The clip's expression scores (T, 52), measured once for pairs of one clip that follow each other; None without a network."""
+        if self._expressions is None:
+            return None
+        where = f"{clip.folder}/{clip.id}"
+        if self._known[0] != where:
+            video = out.input(clip.folder, clip.file(TARGET))
+            self._known = where, self._expressions.track(frame.rgb for frame in decode(video))
+        return self._known[1]
 
 
 def pose_matrices(points: np.ndarray) -> np.ndarray:
