@@ -33,7 +33,7 @@ from stages.outputs import Outputs
 
 SOURCES, REPEATS = 1500, 3
 RUN_S, STATUS_S = 10.0, 2.0  # what a user may have to wait
-_FACE = {"face_px": 200.0, "crop_scale": 2.2, "upscale": 1.0, "brightness": 90.0, "other_faces": 0.0, "mouth_activity": 0.1}
+_FACE = {"face_px": 200.0, "crop_scale": 2.2, "upscale": 1.0, "brightness": 90.0, "other_faces": 0.0, "mouth_activity": 0.1, "hidden": 0.0}
 _FACE |= {f"{a}_{what}deg": 0.0 for a in ("yaw", "pitch", "roll") for what in ("", "extreme_")} | {"eye_activity": 0.1}
 _PAIR = {"black_frames": 0.0, "clipped_frames": 0.0, "lost_frames": 0.0, "pose_error_deg": 1.0, "centre_offset": 0.0, "size_ratio": 1.0}
 _PAIR |= {"mouth_correlation": 0.9, "eye_correlation": 0.9} | {f"{a}_extreme_deg": 5.0 for a in ("yaw", "pitch", "roll")}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
 from schemas.arrays import decode_arrays, encode_arrays
@@ -17,17 +16,21 @@ from schemas.outcomes import Rejection
 from schemas.units import Clip, Shot
 from schemas.video import decode_video
 from stages.content import Stamp, check_content
-from stages.encode import VideoWriter, encode_flac, encode_png
-from stages.gates import brightness, face_luma, score, still_frame
+from stages.encode import encode_flac, encode_png
+from stages.follow import Follower, Piece
+from stages.gates import brightness, score, still_frame
 from stages.head import crop_square
 from stages.ingest import SOUND, TIMING, Timing, frame_map, frames_at_rate, source_rate
+from stages.measures import sound_scores, track_scores
 from stages.media import check_readable
-from stages.mesh import POINTS, FaceMesh
+from stages.mesh import POINTS
 from stages.outputs import Outputs
 from stages.sound import SAMPLE_RATE_HZ
-from stages.survey import Seen, Survey
+from stages.survey import Survey, other_faces
+from stages.tracks import Face, Track, follow, one_at_a_time, stretches
 
 TARGET, STILL, AUDIO, TRACK = "target.mp4", "source.png", "audio.flac", "track.npz"
+TRACKS = "tracks.npz"  # of the whole shot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +41,30 @@ class FacesConfig:
     crop_scale: float = 2.2  # crop side / face size, head-room included
     min_clip_s: float = 1.0
     max_clip_s: float = 10.0  # longer tracks become several clips, so that memory has a bound
-    survey_every: int = 5  # frames between two looks for all faces in the whole picture
+    survey_every: int = 5  # frames between two looks for all faces, and for hands, in the whole picture
+    min_track_px: int = 64  # tracks whose face is smaller in the source are not cut
+    everyone: bool = False  # clips of all who are there at once, not only of the largest; all of a file have its identity in the manifest
     max_jump: float = 0.35  # face sizes that a face may move in one frame before it counts as another one
+    min_likeness: float = 0.62  # of a face to itself one frame before, -1..1; below it is another one
+    max_hidden: float = 0.3  # share of the mouth, or of an eye, that a hand may cover
 
 
 class Faces:
     """Shot -> clips."""
 
-    name, version = "faces", 2
+    name, version = "faces", 3
 
     def __init__(self, config: FacesConfig, fps: int, size_px: int) -> None:
         self.config, self.fps, self.size_px = config, fps, size_px
-        self._survey = Survey(config.survey_every)
-        self._mesh = FaceMesh()
+        self._survey = Survey()
+        self._follower = Follower(fps, size_px, config.max_jump, config.min_likeness)
         self._known: tuple[str, Stamp | None] = ("", None)  # the content last checked, and the file's stamp then
 
     def __call__(self, shot: Shot, out: Outputs) -> tuple[dict[str, Any], list[Clip]]:
         """What was measured, and the clips.
 
         Raises:
-            Rejection: too_short, no_face, lost_face.
+            Rejection: too_short, no_face, face_too_small, face_hidden, lost_face.
             ValueError: the file is not the one that was looked through, or changes meanwhile.
         """
         path = out.source(shot.source)
@@ -80,21 +87,45 @@ class Faces:
         if len(source_frames) < min_frames:
             raise Rejection("too_short", f"{shot.source.uri}: a shot of {len(source_frames) / self.fps:.2f} s")
         every = self.config.survey_every
-        looks = range(0, len(source_frames), every)
         frames = frames_at_rate(out.source(shot.source), timing, source_frames)
-        tracks = self._survey((k, f.rgb) for k, f in frames if k % every == 0)
+        looks, picture_wh = self._look(frames)
+        tracks = follow(looks.items(), every)
         if not tracks:
             raise Rejection("no_face", f"{shot.source.uri}: no face in {len(looks)} looks", {"looks": len(looks)})
+        large = [t for t in tracks if t.size_px >= self.config.min_track_px]
+        if not large:
+            size = max(t.size_px for t in tracks)
+            raise Rejection("face_too_small", f"{shot.source.uri}: no face larger than {size:.0f} px", {"face_px": size})
         clips: list[Clip] = []
         free = 0  # output frames from here on belong to no earlier track
-        for seen in tracks:
-            first, free = max(seen.frames[0] - every + 1, free), min(seen.frames[-1] + every, len(source_frames))
-            for a, b in self._spans(first, free, min_frames):
-                clips += self._cut(shot, timing, source_frames, a, b, seen, out)
-        found = sum(len(seen.frames) for seen in tracks)
+        for track in large if self.config.everyone else one_at_a_time(large):
+            for begin, stop in stretches(track, self.config.max_hidden, every, len(source_frames)):
+                first = begin if self.config.everyone else max(begin, free)
+                for a, b in self._spans(first, stop, min_frames):
+                    clips += self._cut(shot, timing, source_frames, a, b, track, looks, picture_wh, out)
+                free = max(free, stop)
         if not clips:
-            raise Rejection("lost_face", f"{shot.source.uri}: a face in {found} of {len(looks)} looks, never long enough")
-        return {"looks": len(looks), "looks_with_face": found}, clips
+            hidden = any(f.hidden > self.config.max_hidden for t in large for f in t.faces)
+            found = sum(bool(faces) for faces in looks.values())
+            what = f"{shot.source.uri}: a face in {found} of {len(looks)} looks"
+            if hidden:
+                raise Rejection("face_hidden", f"{what}, never long enough without a hand before it")
+            raise Rejection("lost_face", f"{what}, never long enough")
+        out.write(TRACKS, encode_tracks(tracks))
+        return {"looks": len(looks), "tracks": len(tracks), "tracks_too_small": len(tracks) - len(large)}, clips
+
+    def _look(self, frames: Iterator[tuple[int, Any]]) -> tuple[dict[int, list[Face]], tuple[int, int]]:
+        """All faces at every n-th output frame, and the picture's width and height."""
+        wh = (0, 0)
+
+        def pictures() -> Iterator[tuple[int, np.ndarray]]:
+            nonlocal wh
+            for k, frame in frames:
+                if k % self.config.survey_every == 0:
+                    wh = frame.rgb.shape[1::-1]
+                    yield k, frame.rgb
+
+        return dict(self._survey(pictures())), wh
 
     def _spans(self, first: int, stop: int, min_frames: int) -> list[tuple[int, int]]:
         """[first, stop) in equal parts no longer than a clip may be; none when they are too short."""
@@ -103,54 +134,36 @@ class Faces:
         return [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if b - a >= min_frames]
 
     def _cut(
-        self, shot: Shot, timing: Timing, source_frames: np.ndarray, first: int, stop: int, seen: Seen, out: Outputs
+        self,
+        shot: Shot,
+        timing: Timing,
+        source_frames: np.ndarray,
+        first: int,
+        stop: int,
+        track: Track,
+        looks: dict[int, list[Face]],
+        picture_wh: tuple[int, int],
+        out: Outputs,
     ) -> Iterator[Clip]:
-        """Clips of one stretch: a new one begins wherever the mesh lost the face."""
-        in_span = [i for i, k in enumerate(seen.frames) if first <= k < stop]
-        if not in_span:
+        """Clips of one stretch of a track: a new one begins wherever the face was lost."""
+        boxes = [face.box for k, face in zip(track.frames, track.faces, strict=True) if first <= k < stop]
+        if not boxes:
             return
-        crop = crop_square(np.array(seen.boxes)[in_span], self.config.crop_scale, seen.picture_wh)
+        crop = crop_square(np.array(boxes), self.config.crop_scale, picture_wh)
         part = source_frames[first:stop]
-        names = (f"part-{first + k}.mp4" for k in range(len(part)))
-        runs = self._follow(frames_at_rate(out.source(shot.source), timing, part), crop, names, out)
-        for name, begin, points, luma in runs:
-            if len(points) < round(self.config.min_clip_s * self.fps):
-                out.drop(name)
+        names = (f"part-{track.number}-{first + k}.mp4" for k in range(len(part)))
+        frames = frames_at_rate(out.source(shot.source), timing, part)
+        for piece in self._follower(frames, first, crop, track, names, out):
+            if len(piece.points) < round(self.config.min_clip_s * self.fps):
+                out.drop(piece.name)
                 continue
-            start_s = float(timing.times[shot.first_frame]) + (first + begin) / self.fps
-            yield self._finish(shot, timing, part[begin : begin + len(points)], start_s, crop, name, points, luma, seen, out)
-
-    def _follow(
-        self, frames: Iterator[tuple[int, Any]], crop: tuple[int, int, int], names: Iterator[str], out: Outputs
-    ) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
-        """Encodes the crop while the mesh holds on to the face: file, first frame, points (T, 478, 3), luma of the face (T,)."""
-        self._mesh.reset()
-        writer, name, begin = None, "", 0
-        points: list[np.ndarray] = []
-        lumas: list[float] = []
-        for k, frame in frames:
-            picture = cut_square(frame.rgb, crop, self.size_px)
-            found = self._mesh(picture)
-            same = found is not None and (not points or self._near(points[-1], found))
-            if writer is not None and not same:
-                writer.close()
-                yield name, begin, np.stack(points), np.array(lumas)
-                writer, points, lumas = None, [], []
-            if found is None:
-                continue
-            if writer is None:
-                name, begin = next(names), k
-                writer = VideoWriter(out.path(name), self.fps, self.size_px)
-            writer.write(picture)
-            points.append(found)
-            lumas.append(face_luma(picture, found))
-        if writer is not None:
-            writer.close()
-            yield name, begin, np.stack(points), np.array(lumas)
-
-    def _near(self, before: np.ndarray, now: np.ndarray) -> bool:
-        size = np.ptp(before[:, 1])
-        return float(np.linalg.norm(now[:, :2].mean(0) - before[:, :2].mean(0))) < self.config.max_jump * size
+            begin = first + piece.first
+            seen = [(k, f) for k, f in zip(track.frames, track.faces, strict=True) if begin <= k < begin + len(piece.points)]
+            others = [(f.box, np.array([o.box for o in looks[k] if o is not f]).reshape(-1, 4)) for k, f in seen]
+            known = {"other_faces": other_faces(others, crop), "hidden": max((f.hidden for _, f in seen), default=0.0)}
+            start_s = float(timing.times[shot.first_frame]) + begin / self.fps
+            shown = part[piece.first : piece.first + len(piece.points)]
+            yield self._finish(shot, timing, shown, start_s, crop, piece, track.number, known, picture_wh, out)
 
     def _finish(
         self,
@@ -159,26 +172,48 @@ class Faces:
         source_frames: np.ndarray,
         start_s: float,
         crop: tuple[int, int, int],
-        name: str,
-        points: np.ndarray,
-        luma: np.ndarray,
-        seen: Seen,
+        piece: Piece,
+        track: int,
+        known: dict[str, float],
+        picture_wh: tuple[int, int],
         out: Outputs,
     ) -> Clip:
         """The clip's files beside its video, and the clip."""
         first, last = int(source_frames[0]), int(source_frames[-1])
-        track = seen.track
         while f"{clip_id(shot.content, first, last, track)}.{TARGET}" in out.digests:
             track += 1  # one source frame is held so long that several clips show nothing else
         clip = clip_id(shot.content, first, last, track)
         files = {part: f"{clip}.{part}" for part in (TARGET, STILL, AUDIO, TRACK)}
-        out.path(name).rename(out.path(files[TARGET]))
+        out.path(piece.name).rename(out.path(files[TARGET]))
         out.seal(files[TARGET])
+        points = np.stack(piece.points)
+        luma, clipped, sharpness = np.array(piece.pictures).T
         still = still_frame(points, luma)
         out.write(files[STILL], encode_png(decode_video(out.path(files[TARGET]), first=still, count=1)[0]))
-        out.write(files[TRACK], encode_track(points, source_frames))
-        others = seen.other_faces(crop)
-        has_audio = self._cut_sound(shot, start_s, len(points), files[AUDIO], out)
+        details = {"luma": luma, "clipped": clipped, "sharpness": sharpness, "likeness": np.array(piece.likeness)}
+        out.write(files[TRACK], encode_track(points, source_frames, details))
+        sound = self._cut_sound(shot, start_s, len(points), files[AUDIO], out)
+        iris = float(np.percentile(piece.iris, 75))  # eyes are shut now and then
+        scores = {
+            **score(points, crop[2], self.size_px),
+            **track_scores(points, crop, picture_wh, self.size_px),
+            **sound_scores(sound, points, self.fps),
+            **known,
+            "brightness": brightness(luma),
+            "clipped": float(np.median(clipped)),
+            "sharpness": float(np.median(sharpness)),
+            "min_likeness": float(min(piece.likeness)),
+            "iris_contrast": iris,
+        }
+        still_scores = {
+            **score(points[[still]], crop[2], self.size_px),
+            **track_scores(points[[still]], crop, picture_wh, self.size_px),
+            **known,
+            "brightness": float(luma[still]),
+            "clipped": float(clipped[still]),
+            "sharpness": float(sharpness[still]),
+            "iris_contrast": iris,
+        }
         return Clip(
             id=clip,
             shot=shot.id,
@@ -193,17 +228,17 @@ class Faces:
             size_px=self.size_px,
             crop=crop,
             still_frame=still,
-            has_audio=has_audio,
+            has_audio=sound is not None,
             folder=out.folder,
             digests={f: out.digests[f] for f in files.values() if f in out.digests},
-            scores={**score(points, crop[2], self.size_px), "brightness": brightness(luma), "other_faces": others},
-            still_scores={**score(points[[still]], crop[2], self.size_px), "brightness": float(luma[still]), "other_faces": others},
+            scores=scores,
+            still_scores=still_scores,
         )
 
-    def _cut_sound(self, shot: Shot, start_s: float, frames: int, name: str, out: Outputs) -> bool:
-        """The clip's sound, as long as its picture to the sample; silence where the source's ends early."""
+    def _cut_sound(self, shot: Shot, start_s: float, frames: int, name: str, out: Outputs) -> np.ndarray | None:
+        """The clip's sound, int16 (N,), as long as its picture to the sample; silence where the source's ends early."""
         if not shot.has_sound:
-            return False
+            return None
         path = out.input(shot.folder, SOUND)
         start = round(start_s * SAMPLE_RATE_HZ)
         wanted = round(frames / self.fps * SAMPLE_RATE_HZ)
@@ -211,23 +246,34 @@ class Faces:
             f.seek(2 * start)
             sound = np.frombuffer(f.read(2 * wanted), "<i2")
         if not len(sound):
-            return False
-        encode_flac(np.pad(sound, (0, wanted - len(sound))), out.path(name))
+            return None
+        sound = np.pad(sound, (0, wanted - len(sound)))
+        encode_flac(sound, out.path(name))
         out.seal(name)
-        return True
+        return sound
 
 
-def cut_square(picture: np.ndarray, crop: tuple[int, int, int], size_px: int) -> np.ndarray:
-    """The crop (x0, y0, side) of a picture, uint8 RGB (size_px, size_px, 3)."""
-    x0, y0, side = crop
-    part = picture[y0 : y0 + side, x0 : x0 + side]
-    return cv2.resize(part, (size_px, size_px), interpolation=cv2.INTER_AREA if side > size_px else cv2.INTER_CUBIC)
-
-
-def encode_track(points: np.ndarray, source_frames: np.ndarray) -> bytes:
-    """track.npz: mesh points float32 (T, 478, 3) in px of the crop, and the source frame int32 (T,) behind each frame."""
+def encode_track(points: np.ndarray, source_frames: np.ndarray, details: dict[str, np.ndarray] | None = None) -> bytes:
+    """track.npz: mesh points float32 (T, 478, 3) in px of the crop, the source frame int32 (T,) behind each frame, scores (T,) by name."""
     assert points.shape[1:] == (POINTS, 3), points.shape
-    return encode_arrays({"points": points, "source_frames": source_frames})
+    scores = {name: values.astype(np.float32) for name, values in (details or {}).items()}
+    return encode_arrays({"points": points, "source_frames": source_frames, **scores})
+
+
+def encode_tracks(tracks: Sequence[Track]) -> bytes:
+    """tracks.npz: all faces that were seen in a shot, one row each, sorted by track and time.
+
+    track, frame: int32 (N,), output frames of the shot; box: float32 (N, 4), mesh box in px of the upright source; hidden: float32 (N,).
+    """
+    rows = [(t.number, k, f) for t in tracks for k, f in zip(t.frames, t.faces, strict=True)]
+    return encode_arrays(
+        {
+            "track": np.array([number for number, _, _ in rows], np.int32),
+            "frame": np.array([k for _, k, _ in rows], np.int32),
+            "box": np.array([f.box for _, _, f in rows], np.float32),
+            "hidden": np.array([f.hidden for _, _, f in rows], np.float32),
+        }
+    )
 
 
 def read_track(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,60 @@ class FaceGates:
     max_pitch_deg: float = 40.0
     max_roll_deg: float = 45.0
     max_other_faces: float = 0.1  # share of looks with a second face of comparable size in the crop
+    max_hidden: float = 0.3  # share of the mouth, or of an eye, that a hand covers, at worst
+    max_border_contact: float = 0.5  # share of frames in which the face touches the source picture's border
+    min_headroom: float = -0.1  # space above the face in the crop, in face sizes; below 0 the brow is cut
+    min_iris_contrast: float = 0.0  # of irises to the whites of the eyes; statues and masks have none. -2 lets them pass
     min_brightness: float = 16.0  # luma of the face, 0..255, in its darkest frames (2nd percentile)
+    max_clipped: float = 0.5  # share of the face that is black or burnt out
+    min_sharpness: float = 0.0  # 0 for a blank face; `crosspair report` shows what it is in this corpus
+    max_crop_jitter: float = 0.1  # how much the face shakes from frame to frame, in face sizes
+    # Of clips only; by default sound is not asked for.
+    min_sound_share: float = 0.0  # of the time in which something is heard
+    min_speech_likeness: float = 0.0  # 0..1
+    min_lip_sound_correlation: float = -2.0  # -1..1; -2 where it cannot be measured
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One row of the table of thresholds: a score, the field of FaceGates that bounds it, and the reason when it is beyond."""
+
+    reason: str
+    score: str
+    field: str
+
+    @property
+    def is_minimum(self) -> bool:
+        return self.field.startswith("min_")
+
+    def closes(self, scores: Mapping[str, float], gates: FaceGates) -> bool:
+        """A score that was not measured, as a portrait's sound, closes nothing."""
+        if self.score not in scores:
+            return False
+        bound: float = getattr(gates, self.field)
+        return scores[self.score] < bound if self.is_minimum else scores[self.score] > bound
+
+
+GATES = (
+    Gate("face_too_small", "face_px", "min_face_px"),
+    Gate("several_faces", "other_faces", "max_other_faces"),
+    Gate("head_tilted", "roll_extreme_deg", "max_roll_deg"),
+    Gate("head_turned", "yaw_extreme_deg", "max_yaw_deg"),
+    Gate("head_turned", "pitch_extreme_deg", "max_pitch_deg"),
+    Gate("face_fills_frame", "crop_scale", "min_crop_scale"),
+    Gate("upscaled", "upscale", "max_upscale"),
+    Gate("face_hidden", "hidden", "max_hidden"),
+    Gate("face_cut_off", "border_contact", "max_border_contact"),
+    Gate("face_cut_off", "headroom", "min_headroom"),
+    Gate("too_dark", "brightness", "min_brightness"),
+    Gate("badly_lit", "clipped", "max_clipped"),
+    Gate("blank_eyes", "iris_contrast", "min_iris_contrast"),
+    Gate("blurred", "sharpness", "min_sharpness"),
+    Gate("shaky", "crop_jitter", "max_crop_jitter"),
+    Gate("no_sound", "sound_share", "min_sound_share"),
+    Gate("no_speech", "speech_likeness", "min_speech_likeness"),
+    Gate("lips_apart", "lip_sound_correlation", "min_lip_sound_correlation"),
+)
 
 
 def score(points: np.ndarray, crop_side: int, size_px: int) -> dict[str, float]:
@@ -44,18 +98,9 @@ def score(points: np.ndarray, crop_side: int, size_px: int) -> dict[str, float]:
     }
 
 
-def decide(scores: dict[str, float], gates: FaceGates) -> Verdict:
-    """Accepts or names the first gate that the scores fail."""
-    checks = (
-        ("face_too_small", scores["face_px"] < gates.min_face_px),
-        ("several_faces", scores["other_faces"] > gates.max_other_faces),
-        ("head_tilted", scores["roll_extreme_deg"] > gates.max_roll_deg),
-        ("head_turned", scores["yaw_extreme_deg"] > gates.max_yaw_deg or scores["pitch_extreme_deg"] > gates.max_pitch_deg),
-        ("face_fills_frame", scores["crop_scale"] < gates.min_crop_scale),
-        ("upscaled", scores["upscale"] > gates.max_upscale),
-        ("too_dark", scores["brightness"] < gates.min_brightness),
-    )
-    return next((Verdict(False, reason) for reason, failed in checks if failed), ACCEPTED)
+def decide(scores: Mapping[str, float], gates: FaceGates) -> Verdict:
+    """Accepts, or names the first gate of the table that the scores fail."""
+    return next((Verdict(False, gate.reason) for gate in GATES if gate.closes(scores, gates)), ACCEPTED)
 
 
 def still_frame(points: np.ndarray, luma: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""MediaPipe behind one module: face boxes in a picture, and the 478-point face mesh of one face through a video."""
+"""MediaPipe behind one module: boxes of faces and points of hands in a picture, and the 478-point mesh of one face through a video."""
 
 from __future__ import annotations
 
@@ -60,6 +60,20 @@ class FaceDetector:
         corners = np.array([[b.xmin, b.ymin, b.xmin + b.width, b.ymin + b.height] for b in boxes]).reshape(-1, 4)
         corners *= [width, height, width, height]
         return corners[np.argsort(-(corners[:, 2] - corners[:, 0]), kind="stable")]
+
+
+class HandDetector:
+    """Points of up to two hands in a picture, each picture by itself."""
+
+    def __init__(self, min_confidence: float = 0.7) -> None:
+        settings = {"static_image_mode": True, "max_num_hands": 2, "model_complexity": 0}
+        self._net = _Network("hands", "Hands", **settings, min_detection_confidence=min_confidence)
+
+    def __call__(self, rgb: np.ndarray) -> list[np.ndarray]:
+        """21 points, float64 (21, 2), in px of the uint8 RGB picture (H, W, 3), of each hand."""
+        height, width = rgb.shape[:2]
+        hands = self._net.process(rgb).multi_hand_landmarks or []
+        return [np.array([(p.x, p.y) for p in hand.landmark]) * [width, height] for hand in hands]
 
 
 class FaceMesh:

@@ -11,9 +11,12 @@ from schemas.outcomes import Rejection
 from schemas.units import Clip, PortraitUnit, SourceFile
 from stages.content import check_content, read_content
 from stages.encode import encode_png
-from stages.faces import STILL, TRACK, FacesConfig, cut_square, encode_track
-from stages.gates import face_luma, score
-from stages.head import crop_square, face_size
+from stages.faces import STILL, TRACK, FacesConfig, encode_track
+from stages.follow import cut_square
+from stages.gates import score
+from stages.head import crop_square
+from stages.iris import iris_contrast
+from stages.measures import picture_scores, track_scores
 from stages.media import check_readable, read_image
 from stages.mesh import FaceMesh
 from stages.outputs import Outputs
@@ -23,11 +26,11 @@ from stages.survey import Survey
 class Portraits:
     """Image file -> portrait."""
 
-    name, version = "portraits", 1
+    name, version = "portraits", 2
 
     def __init__(self, config: FacesConfig, size_px: int) -> None:
         self.config, self.size_px = config, size_px
-        self._survey = Survey(1)
+        self._survey = Survey()
         self._mesh = FaceMesh(static=True)
 
     def __call__(self, source: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[PortraitUnit]]:
@@ -39,13 +42,14 @@ class Portraits:
             picture = read_image(path)
         finally:
             check_content(path, content, stamp)
-        boxes = self._survey.look(picture)
-        if not len(boxes):
+        seen = self._survey.look(picture)
+        if not seen:
             raise Rejection("no_face", f"{path}: no face")
-        sizes = face_size(boxes)
-        if (sizes[1:] >= 0.5 * sizes[0]).any():
-            raise Rejection("several_faces", f"{path}: {len(boxes)} faces of comparable size", {"faces": len(boxes)})
-        crop = crop_square(boxes[:1], self.config.crop_scale, picture.shape[1::-1])
+        face = seen[0]
+        if any(other.size >= 0.5 * face.size for other in seen[1:]):
+            raise Rejection("several_faces", f"{path}: {len(seen)} faces of comparable size", {"faces": len(seen)})
+        wh = picture.shape[1::-1]
+        crop = crop_square(face.box[None], self.config.crop_scale, wh)
         image = cut_square(picture, crop, self.size_px)
         points = self._mesh(image)
         if points is None:
@@ -53,7 +57,17 @@ class Portraits:
         name = portrait_id(content)
         out.write(f"{name}.{STILL}", encode_png(image))
         out.write(f"{name}.{TRACK}", encode_track(points[None], np.zeros(1, np.int32)))
-        scores = {**score(points[None], crop[2], self.size_px), "brightness": face_luma(image, points), "other_faces": 0.0}
+        shown = picture_scores(image, points)
+        scores = {
+            **score(points[None], crop[2], self.size_px),
+            **track_scores(points[None], crop, wh, self.size_px),
+            "other_faces": 0.0,
+            "hidden": face.hidden,
+            "brightness": shown.luma,
+            "clipped": shown.clipped,
+            "sharpness": shown.sharpness,
+            "iris_contrast": iris_contrast(image, points),
+        }
         portrait = PortraitUnit(
             id=name,
             source=source,

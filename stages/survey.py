@@ -1,107 +1,99 @@
-"""Survey: look for all faces at every n-th frame of a shot, and tell who is there when."""
+"""Survey: look for all faces, and for hands before them, in whole pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
+import cv2
 import numpy as np
 
-from stages.head import face_boxes, face_size
-from stages.mesh import FaceDetector, FaceMesh
+from stages.head import LEFT_EYE, LIPS_OUTER, RIGHT_EYE, face_boxes, face_size
+from stages.mesh import FaceDetector, FaceMesh, HandDetector
+from stages.patch import face_patch
+from stages.tracks import Face
 
-Track = list[tuple[int, np.ndarray]]  # output frame and box (4,), in order of time
-
-
-@dataclass
-class Seen:
-    """One face's track through a shot: at output frame `frames[i]` its mesh box `boxes[i]`, and the boxes of all other faces.
-
-    `track` counts the tracks of a shot in order of time.
-    """
-
-    track: int
-    frames: list[int]
-    boxes: list[np.ndarray]
-    others: list[np.ndarray]
-    picture_wh: tuple[int, int]
-
-    def other_faces(self, crop: tuple[int, int, int]) -> float:
-        """Share of looks with another face, at least half as large as the main one, whose middle lies in the crop."""
-        x0, y0, side = crop
-        hits = 0
-        for box, others in zip(self.boxes, self.others, strict=True):
-            middle = (others[:, :2] + others[:, 2:]) / 2
-            inside = ((middle >= [x0, y0]) & (middle <= [x0 + side, y0 + side])).all(1)
-            hits += bool((inside & (face_size(others) >= 0.5 * face_size(box[None]))).any())
-        return hits / len(self.boxes)
+_HAND_VIEW = 2.4  # face sizes around a face in which a hand is looked for
+_HAND_VIEW_PX = 256
+_FLESH = 0.12  # hand sizes by which a hand is wider than the joints within it
+_MAX_WITHIN_FACE = 0.8  # of a hand's joints: more, and it is the face that was taken for a hand
+_MIN_HAND_FACE_PX = 48  # hands before smaller faces are not looked for
 
 
 class Survey:
-    """Looks for all faces at every n-th frame and follows the one that is largest for longest, and others while it is away."""
+    """Looks at single pictures; nothing is carried from one to the next."""
 
-    def __init__(self, every: int) -> None:
-        self._every = every
+    def __init__(self, *, hands: bool = True) -> None:
         self._detector = FaceDetector()
         self._mesh = FaceMesh(static=True)
+        self._hands = HandDetector() if hands else None
 
-    def __call__(self, pictures: Iterator[tuple[int, np.ndarray]]) -> list[Seen]:
-        """Tracks that do not overlap in time, in its order.
-
-        `pictures`: number and uint8 RGB (H, W, 3) of every n-th output frame; the mesh box tells the face's size, as everywhere.
-        A face that is gone for two looks in a row, or another one in its place, is another track.
-        """
-        tracks: list[Track] = []
-        all_boxes: dict[int, np.ndarray] = {}
-        wh = (0, 0)
+    def __call__(self, pictures: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, list[Face]]]:
+        """Number and faces of each picture, uint8 RGB (H, W, 3)."""
         for k, picture in pictures:
-            wh = picture.shape[1::-1]
-            all_boxes[k] = self.look(picture)
-            for box in all_boxes[k]:
-                near = [t for t in tracks if k - t[-1][0] <= 2 * self._every and t[-1][0] < k and overlap(t[-1][1], box) > 0.3]
-                if near:
-                    max(near, key=lambda t: overlap(t[-1][1], box)).append((k, box))
-                else:
-                    tracks.append([(k, box)])
-        seen = []
-        for number, track in enumerate(one_at_a_time(tracks)):
-            others = [all_boxes[k][(all_boxes[k] != box).any(1)] for k, box in track]
-            seen.append(Seen(number, [k for k, _ in track], [b for _, b in track], others, wh))
-        return seen
+            yield k, self.look(picture)
 
-    def look(self, picture: np.ndarray) -> np.ndarray:
-        """Mesh boxes float64 (N, 4) of all faces that the mesh fits, largest first."""
-        boxes = []
-        for found in self._detector(picture):
-            points = self.mesh_near(picture, found)
-            if points is not None:
-                boxes.append(face_boxes(points[None])[0].astype(np.float64))
-        kept: list[np.ndarray] = []
-        for box in sorted(boxes, key=lambda b: -float(face_size(b[None])[0])):
-            if all(overlap(box, b) < 0.5 for b in kept):  # two detections of one face end in one mesh
-                kept.append(box)
-        return np.array(kept).reshape(-1, 4)
+    def look(self, picture: np.ndarray) -> list[Face]:
+        """All faces that the mesh fits, largest first."""
+        meshes = [m for found in self._detector(picture) if (m := self._mesh_near(picture, found)) is not None]
+        boxed = [(face_boxes(m[None])[0].astype(np.float64), m) for m in meshes]
+        kept: list[tuple[np.ndarray, np.ndarray]] = []
+        for box, mesh in sorted(boxed, key=lambda b: -float(face_size(b[0][None])[0])):
+            if all(overlap(box, other) < 0.5 for other, _ in kept):  # two detections of one face end in one mesh
+                kept.append((box, mesh))
+        return [Face(box, face_patch(picture, mesh), self._hidden(picture, mesh)) for box, mesh in kept]
 
-    def mesh_near(self, picture: np.ndarray, box: np.ndarray) -> np.ndarray | None:
+    def _mesh_near(self, picture: np.ndarray, box: np.ndarray) -> np.ndarray | None:
         """Mesh (478, 3) in px of the picture, of the face in a detection box (4,)."""
-        height, width = picture.shape[:2]
-        side = 2.0 * max(box[2] - box[0], box[3] - box[1])
-        cx, cy = (box[:2] + box[2:]) / 2
-        x0, x1 = int(max(cx - side / 2, 0)), int(min(cx + side / 2, width))
-        y0, y1 = int(max(cy - side / 2, 0)), int(min(cy + side / 2, height))
+        x0, y0, x1, y1 = _around(box, 2.0, picture)
         if min(x1 - x0, y1 - y0) < 16:
             return None
         points = self._mesh(picture[y0:y1, x0:x1])
         return None if points is None else points + np.array([x0, y0, 0], np.float32)
 
+    def _hidden(self, picture: np.ndarray, mesh: np.ndarray) -> float:
+        """Share (0..1) of the mouth, or of an eye if that is more, that hands cover."""
+        box = face_boxes(mesh[None])[0]
+        if self._hands is None or face_size(box[None])[0] < _MIN_HAND_FACE_PX:
+            return 0.0
+        x0, y0, x1, y1 = _around(box, _HAND_VIEW, picture)
+        part = picture[y0:y1, x0:x1]
+        zoom = min(1.0, _HAND_VIEW_PX / max(part.shape[:2]))
+        if zoom < 1:
+            part = cv2.resize(part, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+        return covered([hand / zoom + [x0, y0] for hand in self._hands(part)], mesh)
 
-def one_at_a_time(tracks: list[Track]) -> list[Track]:
-    """The tracks largest for longest of those that overlap in time, in order of time."""
-    chosen: list[Track] = []
-    for track in sorted(tracks, key=lambda t: -sum(float(face_size(box[None])[0]) for _, box in t)):
-        if all(track[-1][0] < other[0][0] or other[-1][0] < track[0][0] for other in chosen):
-            chosen.append(track)
-    return sorted(chosen, key=lambda t: t[0][0])
+
+def covered(hands: Iterable[np.ndarray], mesh: np.ndarray) -> float:
+    """Share (0..1) of the points of the mouth, or of an eye if that is more, that lie under hands, each its joints (N, 2)."""
+    face = cv2.convexHull(mesh[:, :2].astype(np.float32))
+    hands = [hand for hand in hands if (_depth(hand, face) > 0).mean() <= _MAX_WITHIN_FACE]
+    most = 0.0
+    for region in (LIPS_OUTER, LEFT_EYE, RIGHT_EYE):
+        points = mesh[list(region), :2]
+        under = np.zeros(len(points), bool)
+        for hand in hands:
+            under |= _depth(points, cv2.convexHull(hand.astype(np.float32))) >= -_FLESH * np.ptp(hand, axis=0).max()
+        most = max(most, float(under.mean()))
+    return most
+
+
+def _depth(points: np.ndarray, outline: np.ndarray) -> np.ndarray:
+    """Distance (N,) in px of points (N, 2) from an outline, positive within."""
+    return np.array([cv2.pointPolygonTest(outline, (float(x), float(y)), True) for x, y in points])
+
+
+def other_faces(looks: Iterable[tuple[np.ndarray, np.ndarray]], crop: tuple[int, int, int]) -> float:
+    """Share of looks with another face, at least half as large as the main one, whose middle lies in the crop (x0, y0, side).
+
+    Each look is the main face's box (4,) and those of all others (N, 4).
+    """
+    x0, y0, side = crop
+    hits = []
+    for box, others in looks:
+        middle = (others[:, :2] + others[:, 2:]) / 2
+        inside = ((middle >= [x0, y0]) & (middle <= [x0 + side, y0 + side])).all(1)
+        hits.append(bool((inside & (face_size(others) >= 0.5 * face_size(box[None]))).any()))
+    return float(np.mean(hits)) if hits else 0.0
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -109,3 +101,12 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     wh = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
     union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - np.prod(wh)
     return float(np.prod(wh) / union) if union > 0 else 0.0
+
+
+def _around(box: np.ndarray, scale: float, picture: np.ndarray) -> tuple[int, int, int, int]:
+    """A square of `scale` box sizes around a box (4,), within the picture."""
+    height, width = picture.shape[:2]
+    side = scale * max(box[2] - box[0], box[3] - box[1])
+    cx, cy = (box[:2] + box[2:]) / 2
+    x0, x1 = int(max(cx - side / 2, 0)), int(min(cx + side / 2, width))
+    return x0, int(max(cy - side / 2, 0)), x1, int(min(cy + side / 2, height))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,19 +12,20 @@ import pytest
 from faceclips import AUDIO_HZ, click, moving_face, noise, photograph, tone, write_clip
 from PIL import Image
 
+from schemas.arrays import decode_arrays
 from schemas.ids import clip_id, file_digest, source_id
 from schemas.outcomes import Rejection
 from schemas.sample import decode_image
 from schemas.store import DiskStore
 from schemas.units import Clip, PortraitUnit, Shot, SourceFile
 from schemas.video import decode_video
-from stages.faces import AUDIO, STILL, TARGET, TRACK, Faces, FacesConfig, encode_track, read_track
-from stages.gates import FaceGates, brightness, decide, still_frame
+from stages.faces import AUDIO, STILL, TARGET, TRACK, TRACKS, Faces, FacesConfig, encode_track, read_track
+from stages.gates import GATES, FaceGates, brightness, decide, still_frame
 from stages.head import canonical
 from stages.ingest import Ingest, IngestConfig, Timing, frame_map
 from stages.outputs import Outputs
 from stages.portraits import Portraits, portrait_of_clip
-from stages.survey import one_at_a_time, overlap
+from stages.survey import covered, other_faces, overlap
 
 SIZE, FPS = 128, 25
 
@@ -91,7 +93,7 @@ def test_every_file_has_the_digest_that_is_recorded(made: tuple[Clip, Path]) -> 
     clip, root = made
     assert set(clip.digests) == {clip.file(n) for n in (TARGET, STILL, AUDIO, TRACK)}
     assert {n: file_digest(root / clip.folder / n) for n in clip.digests} == clip.digests
-    assert {p.name for p in (root / clip.folder).iterdir()} == set(clip.digests)
+    assert {p.name for p in (root / clip.folder).iterdir()} == set(clip.digests) | {TRACKS}
 
 
 def test_the_still_is_a_frame_of_the_target(made: tuple[Clip, Path]) -> None:
@@ -143,16 +145,6 @@ def test_a_face_that_comes_again_late_is_another_track(tmp_path: Path) -> None:
     assert [c.track for c in clips] == [0, 1]
     assert [c.id for c in clips] == [clip_id(c.content, c.first_frame, c.last_frame, c.track) for c in clips]
     assert clips[0].last_frame <= 31 and 44 <= clips[1].first_frame <= 46
-
-
-def box(size: float) -> np.ndarray:
-    return np.array([0.0, 0, size, size])
-
-
-def test_tracks_are_taken_one_at_a_time_the_largest_first() -> None:
-    main, aside, before, later = ([(k, box(s)) for k in looks] for s, looks in ((9, (5, 10, 15)), (5, (15, 20)), (3, (0,)), (4, (20, 25))))
-    assert one_at_a_time([aside, main, later, before]) == [before, main, later]
-    assert one_at_a_time([]) == []
 
 
 def test_no_frame_belongs_to_two_tracks(tmp_path: Path) -> None:
@@ -220,6 +212,67 @@ def test_a_jump_to_another_place_is_another_clip(tmp_path: Path) -> None:
         assert steps.max() < 0.35 * np.ptp(points[0, :, 1])
 
 
+def test_another_person_in_the_same_place_is_another_clip(tmp_path: Path) -> None:
+    """At a cut that nobody marked."""
+    path = write_clip(tmp_path / "a.mp4", [*moving_face("astronaut", 40), *moving_face("hopper", 40)])
+    clips = faces(path, tmp_path)
+    assert [(c.first_frame, c.last_frame) for c in clips] == [(0, 39), (40, 79)]
+
+
+def test_one_person_is_one_clip_whatever_the_light_does(tmp_path: Path) -> None:
+    """A lamp that goes on is no other face."""
+    path = write_clip(tmp_path / "a.mp4", (p if k < 30 else (p * 0.5).astype(np.uint8) for k, p in enumerate(moving_face(frames=60))))
+    (clip,) = faces(path, tmp_path)
+    assert clip.frames == 60
+
+
+def test_of_two_people_the_larger_has_clips_and_with_everyone_both(tmp_path: Path) -> None:
+    left, right = (list(moving_face(who, 32, wh=(300, 300), face_px=px)) for who, px in (("astronaut", 110), ("hopper", 90)))
+    path = write_clip(tmp_path / "a.mp4", (np.concatenate(p, 1) for p in zip(left, right, strict=True)))
+    (main,) = faces(path, tmp_path)
+    assert main.crop[0] < 150
+    both = Faces(FacesConfig(everyone=True), FPS, SIZE)(as_one_shot(path, tmp_path), Outputs(DiskStore(tmp_path), "faces/both"))[1]
+    assert len({c.id for c in both}) == len({c.track for c in both}) == 2
+    assert {(c.first_frame, c.last_frame) for c in both} == {(0, 31)}
+    assert min(c.crop[0] for c in both) < 150 < max(c.crop[0] + c.crop[2] / 2 for c in both)
+
+
+def test_every_face_of_a_shot_stands_in_its_tracks(tmp_path: Path) -> None:
+    left, right = (moving_face(who, 32, wh=(300, 300), face_px=px) for who, px in (("astronaut", 110), ("hopper", 90)))
+    path = write_clip(tmp_path / "a.mp4", (np.concatenate(p, 1) for p in zip(left, right, strict=True)))
+    (clip,) = faces(path, tmp_path)
+    tracks = decode_arrays((tmp_path / clip.folder / TRACKS).read_bytes(), what="tracks")
+    assert {(int(t), int(k)) for t, k in zip(tracks["track"], tracks["frame"], strict=True)} == {
+        (t, k) for t in (0, 1) for k in range(0, 32, 5)
+    }
+    assert (tracks["box"][tracks["track"] == 1][:, 0] > 300).all() and not tracks["hidden"].any()
+
+
+def test_faces_too_small_to_be_cut_say_how_large_they_are(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", moving_face(frames=32))
+    with pytest.raises(Rejection, match=r"no face larger than 1\d\d px") as e:
+        faces(path, tmp_path, min_track_px=200)
+    assert e.value.reason == "face_too_small" and 100 < e.value.scores["face_px"] < 140
+
+
+def test_a_hand_covers_what_lies_under_it_and_no_face_is_its_own_hand() -> None:
+    mesh = (100 * canonical() + 200).astype(np.float32)
+    mouth, wrist = mesh[[61, 291, 0, 17], :2].mean(0), mesh[152, :2] + [0, 90]
+    across = np.linspace(wrist, mouth - [0, 10], 21) + np.r_[np.tile([[-25.0, 0], [25, 0]], (10, 1)), [[0, 0]]]
+    assert covered([across], mesh) > 0.5
+    assert covered([across + np.array([120, 0])], mesh) == 0
+    assert covered([], mesh) == 0
+    assert covered([mesh[:21, :2].astype(float)], mesh) == 0  # all of it within the face
+
+
+def test_other_faces_count_where_they_are_large_and_in_the_crop() -> None:
+    main, crop = np.array([0.0, 0, 100, 100]), (0, 0, 300)
+    beside, small, outside, none = ([150.0, 0, 250, 100], [150.0, 0, 190, 40], [400.0, 0, 500, 100], np.zeros((0, 4)))
+    looks = [(main, np.array([beside])), (main, np.array([small])), (main, np.array([outside])), (main, none)]
+    assert other_faces(looks, crop) == 0.25
+    assert other_faces([], crop) == 0.0
+
+
 def test_long_tracks_become_several_clips_without_a_gap(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", moving_face(frames=75), sound=tone(3.0))
     clips = faces(path, tmp_path, max_clip_s=1.2)
@@ -280,7 +333,19 @@ GOOD = {
     "roll_extreme_deg": 10.0,
     "brightness": 100.0,
     "other_faces": 0.0,
+    "hidden": 0.0,
+    "border_contact": 0.0,
+    "headroom": 0.5,
+    "iris_contrast": 0.5,
+    "clipped": 0.0,
+    "sharpness": 0.1,
+    "crop_jitter": 0.01,
+    "sound_share": 0.5,
+    "speech_likeness": 0.5,
+    "lip_sound_correlation": 0.2,
 }
+# What closes a gate that is open by default.
+STRICT = FaceGates(min_sharpness=0.05, min_sound_share=0.3, min_speech_likeness=0.3, min_lip_sound_correlation=0.1)
 
 
 @pytest.mark.parametrize(
@@ -294,11 +359,35 @@ GOOD = {
         ("crop_scale", 1.14, "face_fills_frame"),
         ("upscale", 3.01, "upscaled"),
         ("brightness", 15.9, "too_dark"),
+        ("hidden", 0.31, "face_hidden"),
+        ("border_contact", 0.51, "face_cut_off"),
+        ("headroom", -0.11, "face_cut_off"),
+        ("iris_contrast", -0.01, "blank_eyes"),
+        ("clipped", 0.51, "badly_lit"),
+        ("sharpness", 0.04, "blurred"),
+        ("crop_jitter", 0.11, "shaky"),
+        ("sound_share", 0.29, "no_sound"),
+        ("speech_likeness", 0.29, "no_speech"),
+        ("lip_sound_correlation", 0.09, "lips_apart"),
     ],
 )
 def test_each_gate_closes_alone(score: str, value: float, reason: str) -> None:
-    assert decide(GOOD, FaceGates()).accepted
-    assert decide({**GOOD, score: value}, FaceGates()).reason == reason
+    assert decide(GOOD, STRICT).accepted
+    assert decide({**GOOD, score: value}, STRICT).reason == reason
+
+
+def test_every_threshold_has_its_row_in_the_table_and_every_row_its_score(made: tuple[Clip, Path]) -> None:
+    assert sorted(g.field for g in GATES) == sorted(f.name for f in dataclasses.fields(FaceGates))
+    assert {g.score for g in GATES} <= set(made[0].scores)
+    assert set(made[0].still_scores) <= set(made[0].scores)
+    assert {g.score for g in GATES} - set(made[0].still_scores) == {"sound_share", "speech_likeness", "lip_sound_correlation"}
+
+
+def test_a_silent_track_is_not_sound_unless_nobody_asks(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", moving_face(frames=32), sound=np.zeros(20_000, np.int16))
+    (clip,) = faces(path, tmp_path)
+    assert clip.has_audio and clip.scores["sound_share"] == 0.0
+    assert decide(clip.scores, FaceGates()).accepted and decide(clip.scores, FaceGates(min_sound_share=0.1)).reason == "no_sound"
 
 
 def test_a_gate_that_is_just_met_is_open() -> None:

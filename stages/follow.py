@@ -1,0 +1,102 @@
+"""Follow: encode the crop of one track while the mesh holds on to one and the same face; a doubt ends the piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from stages.encode import VideoWriter
+from stages.head import face_boxes
+from stages.iris import iris_contrast
+from stages.measures import FacePicture, picture_scores
+from stages.mesh import FaceMesh
+from stages.outputs import Outputs
+from stages.patch import face_patch, likeness
+from stages.survey import overlap
+from stages.tracks import Track
+
+Crop = tuple[int, int, int]  # x0, y0, side in px of the upright source frame
+_MIN_OVERLAP = 0.2  # of the mesh's box with the track's, where the whole picture was looked at
+_IRIS_EVERY = 5  # frames between two looks at the irises: a clip's figure is a percentile
+
+
+@dataclass
+class Piece:
+    """One file of consecutive output frames with one face: mesh points in px of the crop, and what was measured frame by frame."""
+
+    name: str
+    first: int  # output frame
+    points: list[np.ndarray] = field(default_factory=list)  # (478, 3) each
+    pictures: list[FacePicture] = field(default_factory=list)
+    likeness: list[float] = field(default_factory=list)  # of the face to itself one frame before, 1 for the first
+    iris: list[float] = field(default_factory=list)  # contrast of irises and whites, now and then
+
+
+class Follower:
+    """Follows tracks one after the other with one mesh network.
+
+    A piece ends where the face is lost; where it moves by more than `max_jump` face sizes from one frame to the next; where it looks
+    less like itself one frame before than `min_likeness`, as at a cut that nobody marked; and where it is not where the track is.
+    """
+
+    def __init__(self, fps: int, size_px: int, max_jump: float, min_likeness: float) -> None:
+        self._fps, self._size_px, self._max_jump, self._min_likeness = fps, size_px, max_jump, min_likeness
+        self._mesh = FaceMesh()
+
+    def __call__(
+        self, frames: Iterator[tuple[int, Any]], offset: int, crop: Crop, track: Track, names: Iterator[str], out: Outputs
+    ) -> Iterator[Piece]:
+        """Pieces, each as soon as its file is whole. `frames` count from `offset` in the shot; repeated frames are the same object."""
+        self._mesh.reset()
+        writer: VideoWriter | None = None
+        piece, patch, before = Piece("", 0), np.zeros(0), None
+        for k, frame in frames:
+            picture = cut_square(frame.rgb, crop, self._size_px)
+            points = self._mesh(picture)
+            box = track.box_at(offset + k)
+            if points is not None and box is not None and overlap(self._in_source(points, crop), box) < _MIN_OVERLAP:
+                points = None
+            last_patch, alike = patch, 1.0
+            if points is not None:
+                patch = face_patch(picture, points)
+                if writer is not None and frame is not before:
+                    alike = likeness(last_patch, patch)
+            before = frame
+            if writer is not None and (points is None or alike < self._min_likeness or not self._near(piece.points[-1], points)):
+                writer.close()
+                yield piece
+                writer, alike = None, 1.0
+            if points is None:
+                continue
+            if writer is None:
+                piece = Piece(next(names), k)
+                writer = VideoWriter(out.path(piece.name), self._fps, self._size_px)
+            writer.write(picture)
+            piece.points.append(points)
+            piece.pictures.append(picture_scores(picture, points))
+            piece.likeness.append(alike)
+            if len(piece.points) % _IRIS_EVERY == 1:
+                piece.iris.append(iris_contrast(picture, points))
+        if writer is not None:
+            writer.close()
+            yield piece
+
+    def _near(self, before: np.ndarray, now: np.ndarray) -> bool:
+        size = np.ptp(before[:, 1])
+        return float(np.linalg.norm(now[:, :2].mean(0) - before[:, :2].mean(0))) < self._max_jump * size
+
+    def _in_source(self, points: np.ndarray, crop: Crop) -> np.ndarray:
+        """The mesh's box (4,) in px of the source."""
+        x0, y0, side = crop
+        return face_boxes(points[None])[0].astype(np.float64) * side / self._size_px + [x0, y0, x0, y0]
+
+
+def cut_square(picture: np.ndarray, crop: Crop, size_px: int) -> np.ndarray:
+    """The crop (x0, y0, side) of a picture, uint8 RGB (size_px, size_px, 3)."""
+    x0, y0, side = crop
+    part = picture[y0 : y0 + side, x0 : x0 + side]
+    return cv2.resize(part, (size_px, size_px), interpolation=cv2.INTER_AREA if side > size_px else cv2.INTER_CUBIC)
