@@ -16,11 +16,14 @@ import yaml
 
 from pipeline import tables
 from pipeline.storage import read_run_file
+from pipeline.thresholds import Effect, effects
+from schemas.config import parse_config
 from schemas.outcomes import REASONS, Outcome
 from schemas.regions import REGIONS, Regions, masked_driving, rasterise
 from schemas.sample import DRIVING, REGIONS_MEMBER, SOURCE, TARGET, decode_image, read_index, read_members
 from schemas.store import Place, Store, open_store
 from schemas.video import decode_video
+from stages.gates import FaceGates
 
 _COLUMNS = 6  # moments of a pair that are shown
 _TILE_PX = 144
@@ -55,6 +58,7 @@ def write_report(place: Place) -> str:
         "config": yaml.safe_dump(run_file["config"], sort_keys=False),
         "funnel": _funnel(root),
         "reasons": _reasons(root, outcomes),
+        "thresholds": _thresholds(root, run_file["config"]),
         "problems": [r for r in outcomes if r["outcome"] in (Outcome.FAILED, Outcome.QUARANTINED)],
         "seconds": _seconds(outcomes),
         "sets": [(folder.removeprefix("shards/"), *_sheets(root, folder)) for folder in root.folders("shards", depth=1)],
@@ -99,6 +103,16 @@ def _reasons(root: Store, outcomes: list[dict[str, Any]]) -> list[dict[str, Any]
         stages = ", ".join(sorted({f"{r['stage']} ({r['kind']})" for r in mine}))
         rows.append({"reason": reason, "n": n, "meaning": REASONS[reason], "stages": stages, "files": files, "thumbs": thumbs})
     return rows
+
+
+def _thresholds(root: Store, config: dict[str, Any]) -> list[tuple[str, list[Effect]]]:
+    """Config section -> what its thresholds do to this run's clips, and to its images of faces."""
+    found = []
+    for section, table in (("gates", "clips"), ("portrait_gates", "portraits")):
+        gates = parse_config(FaceGates, config[section])
+        if rows := effects([r["scores"] for r in tables.load(root, table)], gates):
+            found.append((section, rows))
+    return found
 
 
 def _thumb(root: Store, clip: dict[str, Any] | None) -> str:

@@ -14,7 +14,9 @@ import pytest
 from smallworld import Finished
 
 from pipeline.report import contact_sheet, write_report
+from pipeline.thresholds import effects
 from schemas.sample import DRIVING, REGIONS_MEMBER, SOURCE, TARGET, read_index, read_members
+from stages.gates import GATES, FaceGates
 
 _BROWSER = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
 _FLAGS = [
@@ -43,6 +45,21 @@ def test_names_every_reason_and_every_pair(finished: Finished, page: Path) -> No
     assert finished.summary.shards is not None
     for row in read_index(finished.summary.shards).to_pylist():
         assert row["sample"] in text
+
+
+def test_says_what_each_threshold_does(page: Path) -> None:
+    text = page.read_text()
+    for gate in GATES:
+        assert f"<code>{gate.field}</code>" in text
+
+
+def test_a_thresholds_effect_is_counted_with_the_others_and_alone() -> None:
+    scores = [{"face_px": 50.0, "upscale": 1.0}, {"face_px": 50.0, "upscale": 9.0}, {"face_px": 200.0, "upscale": 9.0}, {"face_px": 200.0}]
+    size, scale = effects(scores, FaceGates(min_face_px=96, max_upscale=3.0))
+    assert (size.field, size.bound, size.closes, size.alone, size.measured) == ("min_face_px", 96, 2, 1, 4)
+    assert (scale.field, scale.closes, scale.alone, scale.measured) == ("max_upscale", 2, 1, 3)
+    assert size.quartiles == (50, 50, 125, 200, 200)
+    assert effects([], FaceGates()) == []
 
 
 def test_needs_no_other_file_and_no_network(page: Path) -> None:
