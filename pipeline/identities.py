@@ -1,0 +1,248 @@
+"""Identities: clips and portraits become people. A pure function of tables; the order of its input leaves no trace.
+
+1. What the manifest says is the truth: what has one name is one person, what has two names is two.
+2. Two faces that are seen at the same time in one source are two people.
+3. Else embeddings link, and where there are none the source file is the person.
+
+Two groups are linked while the mean cosine over all pairs of their members (average linkage, UPGMA) reaches the threshold, the nearest
+two first. A group is never as near as its nearest member is, so one doubtful face cannot chain two people together, as it would if any
+pair sufficed; and unlike a centroid, whose length is made good, the mean counts members that disagree. Within a file a lower threshold
+does: there the same few people are seen again and again, and one person taken for two would be paired with himself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from pipeline.linkage import linked_groups
+
+Linked = Literal["manifest", "embedding", "file"]
+_BY_ACCIDENT = 1  # source frames that two clips of one face may share: a frame held for long ends one and begins the next
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sighting:
+    """A clip or a portrait, as linking sees it.
+
+    Attributes:
+        person: what the manifest says of its source; where it is silent, the source's own name.
+        named: whether the manifest said it.
+        first_frame, last_frame: of the source; 0 and 0 for a picture.
+        embedding: (D,) of unit length; None where there is none, or it is not to be trusted.
+    """
+
+    id: str
+    source: str
+    uri: str
+    person: str
+    named: bool
+    first_frame: int = 0
+    last_frame: int = 0
+    track: int = 0
+    embedding: np.ndarray | None = None
+
+    @property
+    def order(self) -> tuple[str, int, int, str]:
+        return self.uri, self.first_frame, self.track, self.id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """An identity.
+
+    Attributes:
+        identity: its id, which travels with samples.
+        name: the manifest's, "" where that is silent.
+        linked: what brought its members together.
+        members: ids of clips and portraits, sorted.
+        agreement: cosine of the member farthest from the mean of all; -1 without embeddings.
+        doubts: other names of which the network says that they are the same person, with the similarity.
+    """
+
+    identity: str
+    name: str
+    linked: Linked
+    members: tuple[str, ...]
+    agreement: float = -1.0
+    doubts: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass
+class _Group:
+    """People on the way: members, in order, that are one person."""
+
+    members: list[Sighting]
+    name: str = ""
+    told: bool = True  # whether every member has an embedding; else this is a whole file
+    linked: Linked = "file"
+    mean: np.ndarray = field(init=False)  # of the embeddings, float64 (D,); zero without any
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.members = sorted(self.members, key=lambda s: s.order)
+        found = [s.embedding for s in self.members if s.embedding is not None]
+        # of two people at once in a file that cannot be told apart nothing can be said
+        self.count = len(found) if self.told or not _pairs_at_once(self.members) else 0
+        self.mean = np.stack(found).astype(np.float64).mean(0) if self.count else np.zeros(0)
+
+
+def link(
+    sightings: Iterable[Sighting],
+    *,
+    min_similarity: float,
+    min_similarity_in_file: float,
+    earlier: Mapping[str, str] = {},
+    seen: Mapping[str, int] = {},
+) -> list[Person]:
+    """People, sorted by identity; each sighting is a member of one.
+
+    Args:
+        earlier: sighting -> identity, as of before; a person keeps the name that most of it had.
+        seen: identity -> when it was first seen; of two that are one now, the name of the earlier one stays.
+    """
+    listed = sorted(sightings, key=lambda s: s.order)
+    names = {s.person for s in listed if s.named}
+    of_source: defaultdict[str, list[Sighting]] = defaultdict(list)
+    for sighting in listed:  # a manifest may call somebody as we call a file of which it says nothing
+        of_source[sighting.source].append(replace(sighting, named=sighting.person in names))
+    groups = [g for part in of_source.values() for g in _in_file(part, min_similarity_in_file)]
+    groups = _linked(_one_a_name(groups), min_similarity)
+    groups.sort(key=lambda g: g.members[0].order)
+    doubts = _doubts([g for g in groups if g.name], min_similarity)
+    identities = _identities(groups, earlier, seen)
+    people = [
+        Person(
+            identity=identity,
+            name=group.name,
+            linked=group.linked,
+            members=tuple(sorted(s.id for s in group.members)),
+            agreement=_agreement(group),
+            doubts=tuple(doubts.get(group.name, ())),
+        )
+        for identity, group in zip(identities, groups, strict=True)
+    ]
+    return sorted(people, key=lambda p: p.identity)
+
+
+def at_once(a: Sighting, b: Sighting) -> bool:
+    """Whether two faces are seen in one source at the same time."""
+    if a.source != b.source or a.track == b.track:
+        return False
+    return min(a.last_frame, b.last_frame) - max(a.first_frame, b.first_frame) + 1 > _BY_ACCIDENT
+
+
+def _pairs_at_once(members: Sequence[Sighting]) -> list[tuple[int, int]]:
+    """Places of members that are seen at once."""
+    found: list[tuple[int, int]] = []
+    open_: list[int] = []
+    by_start = sorted(range(len(members)), key=lambda k: (members[k].source, members[k].first_frame, members[k].order))
+    for k in by_start:
+        open_ = [j for j in open_ if members[j].source == members[k].source and members[j].last_frame >= members[k].first_frame]
+        found += [(j, k) for j in open_ if at_once(members[j], members[k])]
+        open_.append(k)
+    return found
+
+
+def _in_file(sightings: list[Sighting], min_similarity: float) -> list[_Group]:
+    """The people of one source file. Where one face cannot be told, it may be anybody's in the file, and the file is one person."""
+    name = sightings[0].person if sightings[0].named else ""
+    if any(s.embedding is None for s in sightings):
+        return [_Group(sightings, name, told=False, linked="manifest" if name else "file")]
+    crowd = {k for pair in _pairs_at_once(sightings) for k in pair}
+    if not name:
+        return _linked([_Group([s]) for s in sightings], min_similarity)
+    # The manifest's name is that of one of those who are seen at once; who is seen alone bears it surely.
+    alone = [s for k, s in enumerate(sightings) if k not in crowd]
+    core = [_Group(alone, name, linked="manifest")] if alone else []
+    return _linked([*core, *(_Group([sightings[k]]) for k in sorted(crowd))], min_similarity)
+
+
+def _one_a_name(groups: list[_Group]) -> list[_Group]:
+    """Groups of one name made one. A name that only crowds have goes to the first face of them."""
+    named: defaultdict[str, list[_Group]] = defaultdict(list)
+    for group in groups:
+        if group.name:
+            named[group.name].append(group)
+    rest = [g for g in groups if not g.name]
+    for group in sorted(rest, key=lambda g: g.members[0].order):
+        first = group.members[0]
+        if first.named and first.person not in named:
+            group.name, group.linked = first.person, "manifest" if len(group.members) == 1 else "embedding"
+            named[first.person].append(group)
+    return [*(_merged(parts, "manifest", name) for name, parts in named.items()), *(g for g in rest if not g.name)]
+
+
+def _merged(parts: Sequence[_Group], linked: Linked, name: str) -> _Group:
+    if len(parts) == 1:
+        return parts[0]
+    kinds = {p.linked for p in parts} | {linked}
+    members = [s for p in parts for s in p.members]
+    merged = _Group(members, name, all(p.told for p in parts), "embedding" if "embedding" in kinds else linked)
+    with_embedding = [p for p in parts if p.count]  # a part that cannot be told says nothing here either
+    merged.count = sum(p.count for p in with_embedding)
+    merged.mean = sum((p.mean * p.count for p in with_embedding), np.zeros(1)) / merged.count if merged.count else np.zeros(0)
+    return merged
+
+
+def _linked(groups: list[_Group], min_similarity: float) -> list[_Group]:
+    """Groups whose embeddings are alike made one; never two names, never two who are seen at once."""
+    groups = sorted(groups, key=lambda g: g.members[0].order)
+    able = [g for g in groups if g.count]
+    if not able:
+        return groups
+    place = {s.id: k for k, g in enumerate(able) for s in g.members}
+    everyone = [s for g in able for s in g.members]
+    apart = {(place[everyone[i].id], place[everyone[j].id]) for i, j in _pairs_at_once(everyone)}
+    names = [g.name for g in able]
+    means, counts = np.stack([g.mean for g in able]), np.array([g.count for g in able])
+    found = linked_groups(means, counts, min_similarity, apart=apart, names=names)
+    merged = [_merged([able[k] for k in ks], "embedding", next((names[k] for k in ks if names[k]), "")) for ks in found]
+    return [*merged, *(g for g in groups if not g.count)]
+
+
+def _agreement(group: _Group) -> float:
+    found = [s.embedding for s in group.members if s.embedding is not None]
+    length = float(np.linalg.norm(group.mean)) if group.count else 0.0
+    return round(float((np.stack(found).astype(np.float64) @ (group.mean / length)).min()), 4) if length > 0 else -1.0
+
+
+def _doubts(named: list[_Group], min_similarity: float) -> dict[str, list[tuple[str, float]]]:
+    """Name -> other names whose faces are as alike as one person's: manifest and network contradict each other there."""
+    able = [g for g in named if g.count]
+    found: defaultdict[str, list[tuple[str, float]]] = defaultdict(list)
+    if len(able) > 1:
+        means = np.stack([g.mean for g in able])
+        for k in range(len(able) - 1):  # a row at a time: there may be many names
+            near = means[k + 1 :] @ means[k]
+            for j in np.flatnonzero(near >= min_similarity):
+                one, two, how = able[k].name, able[k + 1 + j].name, round(float(near[j]), 2)
+                found[one].append((two, how))
+                found[two].append((one, how))
+    return {name: sorted(others) for name, others in found.items()}
+
+
+def _identities(groups: list[_Group], earlier: Mapping[str, str], seen: Mapping[str, int]) -> list[str]:
+    """The identity of each group: its name; a whole file's own; what it was called before; else the first member's file's, made unique."""
+    own = [g.name or (g.members[0].person if not g.told else "") for g in groups]
+    taken = set(filter(None, own))
+    before = [Counter(earlier[s.id] for s in g.members if s.id in earlier) for g in groups]
+    claims = [
+        (seen.get(was, 0), -n, was, k) for k, counts in enumerate(before) if not own[k] for was, n in counts.items() if was not in taken
+    ]
+    for _, _, was, k in sorted(claims):
+        if not own[k] and was not in taken:
+            own[k] = was
+            taken.add(was)
+    for k, group in enumerate(groups):
+        if not own[k]:
+            first = group.members[0]
+            # a name of the manifest's is nobody else's, though somebody else may be seen in the same file
+            ways = ([] if first.named else [first.person]) + [f"{first.person}-{first.id[:6]}", f"{first.person}-{first.id}"]
+            own[k] = next(w for w in ways if w not in taken)
+            taken.add(own[k])
+    return own

@@ -1,0 +1,60 @@
+"""Near duplicates: clips, or portraits, of other sources that show almost the same pictures. A pure function of their hashes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.imagehash import BITS
+
+_ROWS = 1024  # of the matrix of distances that are in memory at a time
+_MAX_FRAMES_APART = 2  # of the lengths of a clip and its copy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """A clip (`frames` long) or a portrait (1), by its hashes, uint64 (looks,)."""
+
+    id: str
+    source: str
+    uri: str
+    frames: int
+    hashes: np.ndarray
+    known: bool  # whether it was accepted before, so that no newcomer takes its place
+
+
+def near_duplicates(units: Iterable[Pictures], max_distance: float) -> dict[str, str]:
+    """Unit -> the one whose copy it is: known before it, or else first by URI and id.
+
+    A copy differs by at most `max_distance` bits of 64 on average over the looks. Units of one source are never copies of each other,
+    since they are other moments or other faces; nor are clips of other lengths. A copy stands for nothing: what is like it and not like
+    the one that it is a copy of stays.
+    """
+    by_looks: defaultdict[int, list[Pictures]] = defaultdict(list)
+    for unit in sorted(units, key=lambda u: (not u.known, u.uri, u.id)):
+        if len(unit.hashes):
+            by_looks[len(unit.hashes)].append(unit)
+    return {copy: of for looks, some in by_looks.items() for copy, of in _copies(some, looks, max_distance).items()}
+
+
+def _copies(units: list[Pictures], looks: int, max_distance: float) -> dict[str, str]:
+    """Of units in order: an earlier one, that is no copy itself, has the later ones as its copies."""
+    packed = np.stack([u.hashes for u in units]).astype(">u8").view(np.uint8)
+    signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1  # a product counts bits that agree less those that differ
+    frames = np.array([u.frames for u in units])
+    source = np.unique([u.source for u in units], return_inverse=True)[1]
+    least = BITS * looks - 2 * max_distance * looks
+    found: dict[str, str] = {}
+    for first in range(0, len(units), _ROWS):
+        rows = slice(first, first + _ROWS)
+        near = signs[rows] @ signs.T >= least
+        near &= np.abs(frames[rows, None] - frames) <= _MAX_FRAMES_APART
+        near &= source[rows, None] != source
+        for k, j in np.argwhere(near):
+            one, other = units[first + k].id, units[j].id
+            if j < first + k and one not in found and other not in found:
+                found[one] = other
+    return found

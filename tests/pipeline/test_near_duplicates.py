@@ -1,0 +1,77 @@
+"""Near duplicates: copies go, the first stays, and nothing else is lost."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.near_duplicates import Pictures, near_duplicates
+
+
+def flipped(hashes: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarray:
+    """`bits` bits of all hashes together turned over."""
+    turned = hashes.copy()
+    for place in rng.choice(64 * len(hashes), bits, replace=False):
+        turned[place // 64] ^= np.uint64(1 << int(place % 64))
+    return turned
+
+
+def pictures(name: str, source: str, hashes: np.ndarray, frames: int = 50, known: bool = False) -> Pictures:
+    return Pictures(id=name, source=source, uri=f"/{source}", frames=frames, hashes=hashes, known=known)
+
+
+def random_hashes(seed: int, looks: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2**64, looks, np.uint64)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> list[Pictures]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    found = []
+    for k in range(draw(st.integers(0, 12))):
+        hashes = flipped(random_hashes(draw(st.integers(0, 2))), draw(st.integers(0, 40)), rng)
+        found.append(pictures(f"c{k}", f"s{draw(st.integers(0, 5))}", hashes, draw(st.integers(48, 53)), draw(st.booleans())))
+    return found
+
+
+def is_copy(a: Pictures, b: Pictures, limit: float) -> bool:
+    distance = float(np.bitwise_count(a.hashes ^ b.hashes).mean())
+    return a.source != b.source and abs(a.frames - b.frames) <= 2 and distance <= limit
+
+
+@given(worlds(), st.sampled_from([0.0, 3.0, 8.0]), st.randoms(use_true_random=False))
+def test_copies_are_what_their_definition_says(world: list[Pictures], limit: float, rng: random.Random) -> None:
+    found = near_duplicates(rng.sample(world, len(world)), limit)
+    kept: list[Pictures] = []
+    for unit in sorted(world, key=lambda u: (not u.known, u.uri, u.id)):
+        of = next((k for k in kept if is_copy(unit, k, limit)), None)
+        assert found.get(unit.id) == (of.id if of else None)
+        if of is None:
+            kept.append(unit)
+
+
+def test_who_is_known_stays_though_another_comes_first() -> None:
+    first, second = pictures("a", "a", random_hashes(0)), pictures("b", "b", random_hashes(0))
+    assert near_duplicates([first, second], 3) == {"b": "a"}
+    assert near_duplicates([first, replace(second, known=True)], 3) == {"a": "b"}
+
+
+def test_a_portrait_is_no_copy_of_a_clip() -> None:
+    clip, still = pictures("a", "a", random_hashes(0)), pictures("b", "b", random_hashes(0)[:1], frames=1)
+    assert near_duplicates([clip, still], 3) == {}
+    assert near_duplicates([still, replace(still, id="c", source="c", uri="/c")], 3) == {"c": "b"}
+
+
+def test_what_was_not_looked_at_is_no_copy() -> None:
+    nothing = np.zeros(0, np.uint64)
+    assert near_duplicates([pictures("a", "a", nothing), pictures("b", "b", nothing)], 3) == {}
+    assert near_duplicates([], 3) == {}
+
+
+def test_many_clips_are_compared_in_blocks() -> None:
+    units = [pictures(f"{k:05}", f"{k:05}", random_hashes(k % 1500)) for k in range(3000)]
+    assert near_duplicates(units, 3) == {f"{k + 1500:05}": f"{k:05}" for k in range(1500)}
