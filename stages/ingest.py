@@ -16,8 +16,9 @@ from schemas.arrays import decode_arrays, encode_arrays
 from schemas.ids import shot_id
 from schemas.outcomes import Rejection
 from schemas.units import Shot, SourceFile
+from stages.colour import thumbnail
 from stages.content import check_content, read_content
-from stages.media import DISORDER_S, SourceFrame, check_bounds, check_readable, convert, decode
+from stages.media import DISORDER_S, SourceFrame, check_bounds, check_readable, decode
 from stages.outputs import Outputs
 from stages.sound import extract_sound
 
@@ -42,7 +43,7 @@ class IngestConfig:
 class Ingest:
     """Source file -> shots."""
 
-    name, version = "ingest", 3
+    name, version = "ingest", 4
 
     def __init__(self, config: IngestConfig) -> None:
         self.config = config
@@ -112,7 +113,7 @@ class Ingest:
             pts.append(frame.pts)
             times.append(frame.time_s)
             height = min(_MAX_THUMB_PX, max(2, round(_THUMB_PX * raw.height / raw.width)))
-            thumb = convert(raw, width=_THUMB_PX, height=height, format="bgr24").to_ndarray()
+            thumb = thumbnail(raw, _THUMB_PX, height)
             cuts += [c.frame_num for c in detector.process_frame(FrameTimecode(frame.index, 25.0), thumb)]
         return np.array(pts, np.int64), np.array(times), cuts, size
 

@@ -8,21 +8,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import av
-import cv2
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
-from av.video.reformatter import ColorRange, Colorspace
 
 from schemas.outcomes import Rejection
+from stages.colour import to_rgb as _to_rgb
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,h264,ogg,flv"
 _SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 _RAW_STREAMS = {"h264"}  # no container, so no timestamps that mean anything
 _MIN_SUFFIX_OF_MP4 = b"ftyp"
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _SEEK_BACK_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # a stream may be joined only at a key frame; few are 16 s apart
 _FIELDS_APART = {"mpegts", "mpeg", "h264"}  # here the two fields of an interlaced picture may be packets of their own
 _NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
@@ -137,7 +136,7 @@ def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0) ->
     with _open_stream(path) as (container, stream):
         decoded, turn = False, None
         try:
-            for index, raw in enumerate(container.decode(stream)):
+            for index, raw in enumerate(_frames(container, stream)):
                 decoded, turn = True, turn or _display_matrix(raw)
                 if index >= start_index:
                     yield _source_frame(container, stream, index, raw, turn)
@@ -166,7 +165,7 @@ def _seek(container: av.container.InputContainer, stream: av.VideoStream, pts: i
     for back_s in _SEEK_BACK_S:
         try:
             container.seek(int(pts - back_s * ticks_per_s), stream=stream, backward=True)
-            frames = container.decode(stream)
+            frames = _frames(container, stream)
             first = _find(frames, pts, pts + DISORDER_S * ticks_per_s)
         except av.FFmpegError:
             continue
@@ -187,6 +186,18 @@ def _find(frames: Iterator[av.VideoFrame], pts: int, latest: float) -> av.VideoF
     return None
 
 
+def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Decoded frames. The alpha of VP8 and VP9 is a stream beside theirs, which ffmpeg's own decoders pass over."""
+    own = _ALPHA_DECODERS.get(stream.codec_context.codec.canonical_name) if stream.metadata.get("alpha_mode") == "1" else None
+    if own is None or own not in av.codecs_available:
+        yield from container.decode(stream)
+        return
+    decoder = av.CodecContext.create(own, "r")
+    decoder.thread_count = 1
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet)
+
+
 @contextmanager
 def _open_stream(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     with open_video(path) as container:
@@ -204,37 +215,6 @@ def _source_frame(
     if has_timestamps(container) and raw.pts is not None:
         return SourceFrame(index, raw.pts, raw.time - (container.start_time or 0) / av.time_base, raw, turn)
     return SourceFrame(index, -1, index / float(stream.average_rate or stream.guessed_rate or 25), raw, turn)
-
-
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """cv2 converts, because PyAV's own RGB is about one level too dark; swscale only brings the frame to limited-range BT.601 I420."""
-    width, height = max(2, frame.width & ~1), max(2, frame.height & ~1)
-    matrix = Colorspace.ITU709 if frame.colorspace == Colorspace.ITU709 else Colorspace.ITU601
-    full_range = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
-    plain = frame.format.name == "yuv420p" and not full_range and matrix == Colorspace.ITU601
-    if not plain or (width, height) != (frame.width, frame.height):
-        frame = convert(
-            frame,
-            width=width,
-            height=height,
-            format="yuv420p",
-            src_colorspace=matrix,
-            dst_colorspace=Colorspace.ITU601,
-            src_color_range=ColorRange.JPEG if full_range else ColorRange.MPEG,
-            dst_color_range=ColorRange.MPEG,
-        )
-    return cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420)
-
-
-def convert(frame: av.VideoFrame, **to: Any) -> av.VideoFrame:
-    """`frame.reformat`; Rejection (decode_error) for what swscale cannot convert: pictures a pixel wide, odd formats."""
-    try:
-        return frame.reformat(**to)
-    except av.FFmpegError as e:
-        if e.errno == errno.ENOMEM:
-            raise MemoryError(f"no memory to convert a frame of {frame.width} x {frame.height}") from e
-        what = f"frames of {frame.width} x {frame.height} in {frame.format.name}"
-        raise Rejection("decode_error", f"nobody here can convert {what}: {e.strerror or e}") from e
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
