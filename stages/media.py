@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ _SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 _RAW_STREAMS = {"h264"}  # no container, so no timestamps that mean anything
 _MIN_SUFFIX_OF_MP4 = b"ftyp"
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_MIN_INTERLACED_PX = 16  # bwdif wants a few lines and columns in each plane
 _SEEK_BACK_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # a stream may be joined only at a key frame; few are 16 s apart
 _FIELDS_APART = {"mpegts", "mpeg", "h264"}  # here the two fields of an interlaced picture may be packets of their own
 _NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
@@ -136,7 +138,7 @@ def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0) ->
     with _open_stream(path) as (container, stream):
         decoded, turn = False, None
         try:
-            for index, raw in enumerate(_frames(container, stream)):
+            for index, raw in enumerate(_progressive(None, _frames(container, stream))):
                 decoded, turn = True, turn or _display_matrix(raw)
                 if index >= start_index:
                     yield _source_frame(container, stream, index, raw, turn)
@@ -154,36 +156,38 @@ def _decode_from(path: Path, pts: int, index: int) -> Iterator[SourceFrame]:
     with _open_stream(path) as (container, stream):
         turn = None
         if has_timestamps(container):
-            for number, raw in enumerate(_seek(container, stream, pts), index):
+            for number, raw in enumerate(_seek(container, stream, pts, is_first=index == 0), index):
                 turn = turn or _display_matrix(raw)
                 yield _source_frame(container, stream, number, raw, turn)
 
 
-def _seek(container: av.container.InputContainer, stream: av.VideoStream, pts: int) -> Iterator[av.VideoFrame]:
-    """Frames from the one with time stamp `pts` on; none where it is not found."""
+def _seek(container: av.container.InputContainer, stream: av.VideoStream, pts: int, *, is_first: bool) -> Iterator[av.VideoFrame]:
+    """Frames from the one with time stamp `pts` on; none where it is not found, or not the one before it that it needs."""
     ticks_per_s = float(1 / stream.time_base) if stream.time_base else 1.0
     for back_s in _SEEK_BACK_S:
         try:
             container.seek(int(pts - back_s * ticks_per_s), stream=stream, backward=True)
             frames = _frames(container, stream)
-            first = _find(frames, pts, pts + DISORDER_S * ticks_per_s)
+            before, first = _find(frames, pts, pts + DISORDER_S * ticks_per_s)
         except av.FFmpegError:
             continue
-        if first is not None:
-            yield first
+        if first is not None and (before is not None or is_first or not first.interlaced_frame):
             with suppress(av.FFmpegError):  # damage ends the stream early
-                yield from frames
+                yield from _progressive(before, itertools.chain([first], frames))
             return
 
 
-def _find(frames: Iterator[av.VideoFrame], pts: int, latest: float) -> av.VideoFrame | None:
-    """The frame with time stamp `pts`, unless one later than `latest` comes first: then the place sought lies behind it."""
+def _find(frames: Iterator[av.VideoFrame], pts: int, latest: float) -> tuple[av.VideoFrame | None, av.VideoFrame | None]:
+    """The frame with time stamp `pts` and the one before it, if that was seen; neither if one later than `latest` comes first: then
+    the place sought lies behind it."""
+    before = None
     for raw in frames:
         if raw.pts == pts:
-            return raw
+            return before, raw
         if raw.pts is not None and raw.pts > latest:
-            return None
-    return None
+            break
+        before = raw
+    return None, None
 
 
 def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -196,6 +200,59 @@ def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> I
     decoder.thread_count = 1
     for packet in container.demux(stream):
         yield from decoder.decode(packet)
+
+
+def _progressive(before: av.VideoFrame | None, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """As many frames, none of them interlaced; `before` is the one before the first.
+
+    An interlaced frame becomes what `bwdif` makes of it and its two neighbours, nothing else, so that it looks the same from
+    wherever the decoding began; it comes when the frame after it is decoded. Flags are believed: combs in a stream that calls
+    itself progressive stay.
+    """
+    waiting, damage = None, None
+    while True:
+        try:
+            raw = next(frames, None)
+        except av.FFmpegError as e:
+            raw, damage = None, e
+        if waiting is not None:
+            yield _deinterlaced(before, waiting, raw)
+            before, waiting = waiting, None
+        if raw is None:
+            break
+        if raw.interlaced_frame and min(raw.width, raw.height) >= _MIN_INTERLACED_PX:
+            waiting = raw
+        else:
+            yield raw
+            before = raw
+    if damage is not None:
+        raise damage
+
+
+def _deinterlaced(before: av.VideoFrame | None, frame: av.VideoFrame, after: av.VideoFrame | None) -> av.VideoFrame:
+    """`frame` with lines of one moment, made from both its fields and those around it; its time stamp and tags stay."""
+    before, after = (f if f is not None and _shape(f) == _shape(frame) else None for f in (before, after))
+    graph = av.filter.Graph()
+    graph.threads = 1
+    tags = f"colorspace={frame.colorspace}:range={int(frame.color_range)}"
+    source = graph.add("buffer", f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:{tags}")
+    bwdif, sink = graph.add("bwdif", "mode=send_frame:deint=all"), graph.add("buffersink")
+    source.link_to(bwdif)
+    bwdif.link_to(sink)
+    graph.configure()
+    for part in (before, frame, after):
+        if part is not None:
+            graph.push(part)
+    graph.push(None)  # no more
+    if before is not None:
+        graph.pull()
+    picture = graph.pull()
+    picture.pts, picture.time_base = frame.pts, frame.time_base
+    return picture
+
+
+def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
+    return frame.width, frame.height, frame.format.name
 
 
 @contextmanager
