@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -28,6 +29,9 @@ _SEEK_BACK_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # a stream may be joined on
 _FIELDS_APART = {"mpegts", "mpeg", "h264"}  # here the two fields of an interlaced picture may be packets of their own
 _NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 DISORDER_S = 0.5  # time stamps out of order by no more than this belong together
+
+
+S = TypeVar("S", av.VideoStream, av.AudioStream)
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,19 @@ def open_video(path: Path) -> Iterator[av.container.InputContainer]:
         reason = "truncated" if looks_like_mp4 else "not_media"
         raise Rejection(reason, f"{path}: {e.strerror or e}") from e
     with container:
-        if _picture_stream(container) is None:
+        if picture_stream(container) is None:
             raise Rejection("no_video", f"{path}: holds no video stream")
         yield container
 
 
-def _picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The first video stream that is no attached picture: the cover of a song is no video."""
-    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+def picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The default video stream, else the first; the cover of a song is no video."""
+    return default_stream([s for s in container.streams.video if not s.disposition & Disposition.attached_pic])
+
+
+def default_stream(streams: Sequence[S]) -> S | None:
+    """The one that its container calls the default, else the first."""
+    return next((s for s in streams if s.disposition & Disposition.default), streams[0] if streams else None)
 
 
 def check_bounds(path: Path, *, max_pixels: int, max_frames: int) -> None:
@@ -258,7 +267,7 @@ def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
 @contextmanager
 def _open_stream(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     with open_video(path) as container:
-        stream = _picture_stream(container)
+        stream = picture_stream(container)
         assert stream is not None  # or it would not have been opened
         if stream.codec_context is None:
             raise Rejection("decode_error", f"{path}: nobody here knows the codec of its video stream")

@@ -1,4 +1,4 @@
-"""Sound: a source's first audio stream as 16 kHz mono, where its picture's time begins."""
+"""Sound: a source's default audio stream as 16 kHz mono, where its picture's time begins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from threading import Event, Thread, Timer
 import ffmpeg
 import imageio_ffmpeg
 
-from stages.media import FORMATS, open_video
+from stages.media import FORMATS, default_stream, open_video, picture_stream
 
 SAMPLE_RATE_HZ = 16_000
 _MACHINE_ERRORS = (errno.EIO, errno.EACCES, errno.ENOMEM, errno.ENFILE, errno.EMFILE)
@@ -21,7 +21,7 @@ _TOLD_TO_STOP = 255  # ffmpeg's exit status after SIGINT or SIGTERM, which it ta
 
 
 def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float) -> bool:
-    """Writes the first audio stream as raw int16 mono at 16 kHz; False without one. Memory does not grow with the length.
+    """Writes the default audio stream, else the first, as raw int16 mono at 16 kHz; False without one. Memory stays bounded.
 
     Sample n belongs to n / 16000 s after the container's start, where video time starts too: late sound and gaps are filled
     with silence. Sound is whole or not there: a stream that ffmpeg gives up on (no decoder, more than two thirds of it damaged)
@@ -32,13 +32,15 @@ def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float)
         OSError: `out` could not be written (disk full), ffmpeg was killed, or it could not read (out of memory).
     """
     with open_video(path) as container:
-        if not container.streams.audio:
+        audio, video = default_stream(container.streams.audio), picture_stream(container)
+        if audio is None or video is None:
             return False
+        sound_at, picture_at = str(audio.index), str(video.index)
     source = ffmpeg.input(f"file:{path.absolute()}", protocol_whitelist="file,pipe", format_whitelist=FORMATS)
-    resampled = source["a:0"].filter("aresample", SAMPLE_RATE_HZ, **{"async": 1, "first_pts": 0})
+    resampled = source[sound_at].filter("aresample", SAMPLE_RATE_HZ, **{"async": 1, "first_pts": 0})
     sound = resampled.output("-", format="s16le", ac=1, ar=SAMPLE_RATE_HZ, acodec="pcm_s16le", t=duration_s, threads=1)
     # MPEG-TS, MPEG-PS and Ogg start where the first stream in use does: the picture is in use, so that late sound stays late
-    picture = source["V:0"].output("-", format="null", vcodec="copy", t=duration_s)
+    picture = source[picture_at].output("-", format="null", vcodec="copy", t=duration_s)
     streams = ffmpeg.merge_outputs(sound, picture).global_args("-nostdin", "-loglevel", "error")
     whole = False
     try:

@@ -267,6 +267,34 @@ def test_late_sound_lies_where_the_picture_has_it(tmp_path: Path) -> None:
     assert np.flatnonzero(sound > 5000)[0] / AUDIO_HZ == pytest.approx(0.9, abs=0.03)
 
 
+_EVEN_MS = list(range(0, 2000, 40))
+_UNEVEN_MS = [0, 40, 80, 200, 240, 400, 410, 420, 430, *range(600, 2000, 40)]
+
+
+@pytest.mark.parametrize("times_ms", [_EVEN_MS, _UNEVEN_MS], ids=["even", "uneven"])
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize(("sound_s", "late_s"), [(1.5, 0.0), (2.5, 0.0), (1.5, 0.3), (2.5, 0.3), (2.0, 0.0)])
+def test_sound_and_picture_of_a_shot_agree(tmp_path: Path, times_ms: list[int], container: str, sound_s: float, late_s: float) -> None:
+    """Frames at the rate of the sample take as long as the shot, and what sound there is lies under the same times."""
+    path = write_clip(
+        tmp_path / "a.mkv",
+        noise(len(times_ms), (64, 64)),
+        times_ms=times_ms,
+        sound=click(sound_s - 0.4, sound_s),
+        sound_from_s=late_s,
+        container=container,
+    )
+    data, (shot,), out = ingest(path, tmp_path)
+    timing = Timing.read(out.path("timing.npz"))
+    shown = frame_map(timing.times, shot.first_frame, shot.last_frame, 25)
+    assert data["frames"] == len(times_ms) and abs(len(shown) / 25 - 2.0) <= 0.04
+    assert [f.index for _, f in frames_at_rate(path, timing, shown)] == shown.tolist()
+    heard = sound_of(out)
+    at_s = np.flatnonzero(heard > 5000)[0] / AUDIO_HZ
+    assert at_s == pytest.approx(late_s + sound_s - 0.4, abs=0.03 if container == "mp4" else 0.08)  # AAC's first 64 ms, as above
+    assert len(heard) / AUDIO_HZ == pytest.approx(late_s + sound_s, abs=0.13)  # AAC ends on whole blocks of 64 ms
+
+
 @pytest.mark.parametrize(
     ("config", "reason"), [({"max_frame_pixels": 64 * 64 - 1}, "frame_too_large"), ({"max_frames": 5}, "too_many_frames")]
 )

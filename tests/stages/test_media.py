@@ -246,7 +246,7 @@ def test_an_interlaced_stretch_looks_as_in_the_whole(tmp_path: Path, name: str, 
 def test_a_stream_may_be_interlaced_here_and_there(tmp_path: Path) -> None:
     """A part of each kind, joined; the progressive frames stay as they are, and every start shows what the whole shows."""
     kinds = [
-        film(tmp_path / f"{k}.ts", f"{picture},trim=end_frame=20", *"-c:v mpeg2video -q:v 3 -g 6".split(), *flags)
+        film(tmp_path / f"{k}.ts", f"{picture},trim=end_frame=20", *["-c:v", "mpeg2video", "-q:v", "3", "-g", "6"], *flags)
         for k, (picture, flags) in enumerate([(_MOVING, []), (_FIELDS, ["-flags", "+ilme+ildct"])] * 2)
     ]
     path = tmp_path / "a.ts"
@@ -440,6 +440,67 @@ def test_a_start_without_timestamps_counts_frames(tmp_path: Path) -> None:
     """Files whose time stamps repeat cannot be sought in."""
     path = face_clip(tmp_path / "a.mp4", frames=20, sound=False)
     assert [f.index for f in decode(path, start_index=7)] == list(range(7, 20))
+
+
+# --- which stream
+
+_TWO_OF_EACH = [
+    *["-f", "lavfi", "-i", "color=red:s=64x48:d=1", "-f", "lavfi", "-i", "color=blue:s=96x48:d=1"],
+    *["-f", "lavfi", "-i", "sine=300:d=1", "-f", "lavfi", "-i", "sine=900:d=1"],
+]
+
+
+def two_of_each(path: Path, *options: str) -> Path:
+    """Two pictures, red and blue, and two sounds, of 300 and 900 Hz, with a subtitle between them."""
+    (path.parent / "a.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nhello\n")
+    maps = ["-i", str(path.parent / "a.srt"), *(f for k in (4, 2, 0, 1, 3) for f in ("-map", str(k)))]
+    codec = ["-c:v", "ffv1", "-c:a", "pcm_s16le", "-c:s", "srt"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *_TWO_OF_EACH, *maps, *codec, *options, str(path)]
+    subprocess.run(command, check=True)
+    return path
+
+
+@pytest.mark.parametrize("picture", ["first", "second", "none"])
+@pytest.mark.parametrize("sound", ["first", "second", "none"])
+def test_the_default_streams_are_taken_else_the_first(tmp_path: Path, picture: str, sound: str) -> None:
+    marks = {"first": ("default", "0"), "second": ("0", "default"), "none": ("0", "0")}
+    options = [
+        o
+        for kind, which in (("v", picture), ("a", sound))
+        for k, mark in enumerate(marks[which])
+        for o in (f"-disposition:{kind}:{k}", mark)
+    ]
+    path = two_of_each(tmp_path / "a.mkv", *options, "-default_mode", "passthrough")
+    red, _, blue = next(iter(decode(path))).rgb[20, 20]
+    assert (red > 200, blue > 200) == (picture != "second", picture == "second")
+    assert extract_sound(path, tmp_path / "a.s16", 1.0, timeout_s=30)
+    heard = np.frombuffer((tmp_path / "a.s16").read_bytes(), "<i2").astype(float)
+    assert np.abs(np.fft.rfft(heard)).argmax() * AUDIO_HZ / len(heard) == pytest.approx(900 if sound == "second" else 300, abs=5)
+
+
+def test_a_cover_is_no_video(tmp_path: Path) -> None:
+    codecs = "-filter:v:0 trim=end_frame=1 -c:v:0 mjpeg -disposition:v:0 attached_pic -c:v:1 libx264 -sn -c:a aac"
+    path = two_of_each(tmp_path / "a.mp4", *codecs.split())
+    frames = list(decode(path))
+    assert len(frames) == 25 and frames[0].rgb[20, 20, 2] > 200
+    assert extract_sound(path, tmp_path / "a.s16", 1.0, timeout_s=30)
+    song = ["-loglevel", "error", "-i", str(path), "-map", "0:a:0", "-map", "0:v:1", "-c", "copy", "-disposition:v", "attached_pic"]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *song, str(tmp_path / "song.mp4")], check=True)
+    with av.open(str(tmp_path / "song.mp4")) as container:
+        assert len(container.streams.video) == 1
+    assert reason_of(tmp_path / "song.mp4") == "no_video"
+
+
+@pytest.mark.parametrize(("layout", "codec"), [("stereo", "pcm_f32le"), ("5.1", "ac3"), ("5.1", "pcm_f32le"), ("7.1", "flac")])
+def test_loud_channels_become_one_without_clipping(tmp_path: Path, layout: str, codec: str) -> None:
+    """All channels in phase and near the top: their sum would be several times too loud."""
+    channels = {"stereo": 2, "5.1": 6, "7.1": 8}[layout]
+    waves = "|".join(["0.95*sin(2*PI*440*t)"] * channels)
+    path = made_by_ffmpeg(tmp_path / "a.mkv", "-f", "lavfi", "-i", f"aevalsrc={waves}:c={layout}:s=48000:d=1", "-c:a", codec, seconds=1)
+    assert extract_sound(path, tmp_path / "a.s16", 1.0, timeout_s=30)
+    heard = np.frombuffer((tmp_path / "a.s16").read_bytes(), "<i2")[1600:-1600].astype(float)
+    assert 0.85 * 32768 < np.abs(heard).max() < 32767
+    assert np.abs(heard).max() / np.sqrt(np.mean(heard**2)) == pytest.approx(2**0.5, rel=0.01)  # still a sine
 
 
 # --- sound
