@@ -70,24 +70,27 @@ def save_prepared(root: Store, state: Prepared) -> None:
             measured = {k: data[k] for k in ("content", "frames", "fps", "width", "height", "duration_s", "has_audio") if k in data}
             rows.append(_source_row(source, kind, **measured) | {"outcome": outcome, "reason": reason})
     tables.save(root, "sources", rows)
-    _save_units(root, "clips", state.clips, state.clip_verdicts)
-    _save_units(root, "portraits", [*state.stills, *state.clip_stills], state.still_verdicts)
+    _save_units(root, "clips", state.clips, state.clip_verdicts, state)
+    _save_units(root, "portraits", [*state.stills, *state.clip_stills], state.still_verdicts, state)
     save_outcomes(root, state, None)
 
 
-def _save_units(root: Store, name: str, units: Sequence[Clip | PortraitUnit], verdicts: dict[str, Verdict]) -> None:
+def _save_units(root: Store, name: str, units: Sequence[Clip | PortraitUnit], verdicts: dict[str, Verdict], state: Prepared) -> None:
     rows = []
     for unit in units:
         verdict = verdicts[unit.id]
+        looks = state.identity[unit.id].data if unit.id in state.identity else {}
+        scores = {**unit.scores, **{f"identity_{k}": looks[k] for k in ("agreement", "agreement_min") if k in looks}}
         origin = {"source": unit.source.id, "identity": unit.source.identity, "uri": unit.source.uri}
         ending = {"outcome": Outcome.DONE if verdict.accepted else Outcome.REJECTED, "reason": verdict.reason}
-        rows.append({**asdict(unit), **origin, **ending, name[:-1]: unit.id})
+        copy = {"near_duplicate_of": state.near_duplicates.get(unit.id, "")}
+        rows.append({**asdict(unit), **origin, **ending, **copy, "scores": scores, name[:-1]: unit.id})
     tables.save(root, name, rows)
 
 
 def save_outcomes(root: Store, prepared: Prepared, generated: Generated | None) -> None:
     rows = []
-    stages = [prepared.ingest, prepared.faces, prepared.portraits]
+    stages = [prepared.ingest, prepared.faces, prepared.portraits, prepared.identity]
     stages += [generated.motion, generated.reenact, generated.regions] if generated else []
     for records in stages:
         for r in records.values():
@@ -110,7 +113,9 @@ def save_outcomes(root: Store, prepared: Prepared, generated: Generated | None) 
                 rows.append(_verdict_row(p.pair, "pair", p.clip, uri.get(p.clip, ""), stage, outcome, reason))
     for unit, kind, parent, source_uri, stage, verdict in verdicts:
         outcome = Outcome.DONE if verdict.accepted else Outcome.REJECTED
-        rows.append(_verdict_row(unit, kind, parent, source_uri, stage, outcome, verdict.reason))
+        of = prepared.near_duplicates.get(unit)
+        message = f"almost the same pictures as {of}" if of else ""
+        rows.append(_verdict_row(unit, kind, parent, source_uri, stage, outcome, verdict.reason) | {"message": message})
     tables.save(root, "outcomes", rows)
 
 

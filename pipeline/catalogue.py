@@ -59,6 +59,7 @@ NETWORKS = ("appearance", "motion", "warping_spade", "stitching")  # what a run 
 _KWAI = "KwaiVGI's LivePortrait on Hugging Face"
 _FASTER = "warmshao's FasterLivePortrait on Hugging Face, or `crosspair models export`"
 _BUFFALO = "InsightFace's model pack buffalo_l"
+_WHO_IS_WHO = "not needed for LivePortrait; a run tells people apart with it if its config says `identity: {model: FILE}`"
 _MESH_INSTEAD = "not needed: the face mesh's 478 points take its place; delete it unless something else uses it"
 
 
@@ -70,10 +71,10 @@ def _graph(role: str, file: str, what: str, size_bytes: int | None, *digests: st
     return Weight(role=role, layout="onnx", file=file, what=what, licence=MIT, origin=_FASTER, size_bytes=size_bytes, digests=digests)
 
 
-def _insightface(role: str, file: str, what: str, size_bytes: int | None = None, *digests: str) -> Weight:
+def _insightface(role: str, file: str, what: str, size_bytes: int | None = None, *digests: str, advice: str = _MESH_INSTEAD) -> Weight:
     return Weight(
         role=role, layout="unused", file=file, what=what, licence=NON_COMMERCIAL, origin=_BUFFALO,
-        size_bytes=size_bytes, digests=digests, advice=_MESH_INSTEAD,
+        size_bytes=size_bytes, digests=digests, advice=advice,
     )  # fmt: skip
 
 
@@ -116,7 +117,7 @@ CATALOGUE: tuple[Weight, ...] = (
     _insightface("landmark106", "2d106det.onnx", "InsightFace's 106 points of a face", 5_030_888,
                  "f001b856447c413801ef5c42091ed0cd516fcd21f2d6b79635b1e733a7109dbf"),
     _insightface("identity", "w600k_r50.onnx", "InsightFace's identity network", 174_383_860,
-                 "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43"),
+                 "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43", advice=_WHO_IS_WHO),
     _insightface("landmark68", "1k3d68.onnx", "InsightFace's 68 points of a face", 143_607_619,
                  "df5c06b8a0c12e422b2ed8947b8869faa4105387f199c477af038aa01f9a45cc"),
     _insightface("genderage", "genderage.onnx", "InsightFace's guess of gender and age", 1_322_532,
@@ -165,5 +166,5 @@ def forbid_non_commercial(used: Iterable[Path]) -> None:
         why = f"its content is {weight.what} ({weight.name})" if known else f"as published under this name: {weight.what}"
         raise ValueError(
             f"{path}: licensed for {weight.licence}, {why}; weights.allow_non_commercial is false. "
-            f"Take an engine that needs no such file (faces.engine mediapipe), or, for research only, set it to true"
+            f"Take an engine that needs no such file (faces.engine mediapipe, no identity.model), or, for research only, set it to true"
         )

@@ -8,6 +8,7 @@ from typing import Literal
 from schemas.ids import fingerprint
 from stages.faces import Faces, FacesConfig
 from stages.gates import FaceGates
+from stages.identity import IdentityConfig
 from stages.ingest import Ingest, IngestConfig
 from stages.liveportrait_settings import MOTION_WEIGHTS, VERSION, LivePortraitConfig
 from stages.meshwarp import MeshWarp, MeshWarpConfig
@@ -87,6 +88,7 @@ class RunConfig:
     faces: FacesConfig = field(default_factory=FacesConfig)
     gates: FaceGates = field(default_factory=FaceGates)
     portrait_gates: FaceGates = field(default_factory=lambda: FaceGates(max_yaw_deg=30.0, max_pitch_deg=25.0, max_roll_deg=30.0))
+    identity: IdentityConfig = field(default_factory=IdentityConfig)
     reenactor: ReenactorConfig = field(default_factory=ReenactorConfig)
     controls: ControlsConfig = field(default_factory=ControlsConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
@@ -133,13 +135,15 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
     crop = {"faces": _fields(config.faces), "fps": video.fps, "size_px": video.size_px}
     faces = fingerprint(Faces.name, Faces.version, crop, upstream=ingest)
     portraits = fingerprint(Portraits.name, Portraits.version, crop)
+    identity = config.identity.fingerprint(upstream=faces + portraits)
     version, seen, drawn, weights = _engine(config.reenactor)
     of_motion = tuple(d for role, d in weights.items() if role in MOTION_WEIGHTS)
     motion = fingerprint(f"motion/{engine}", version, seen, weights=of_motion, upstream=faces)
     reenact = fingerprint(f"reenact/{engine}", version, drawn, weights=tuple(weights.values()), upstream=motion + portraits)
     controls = {"expressions": config.controls.sha256} if config.controls.expressions else {}
     regions = fingerprint(RegionsStage.name, RegionsStage.version, controls, upstream=reenact)
-    return {"ingest": ingest, "faces": faces, "portraits": portraits, "motion": motion, "reenact": reenact, "regions": regions}
+    prepared = {"ingest": ingest, "faces": faces, "portraits": portraits, "identity": identity}
+    return prepared | {"motion": motion, "reenact": reenact, "regions": regions}
 
 
 def _engine(reenactor: ReenactorConfig) -> tuple[int, dict, dict, dict[str, str]]:

@@ -25,7 +25,7 @@ from schemas.outcomes import Outcome
 from schemas.sample import read_parquet
 from schemas.store import Place, Store, open_store
 
-STAGES = ("ingest", "faces", "portraits", "motion", "reenact", "regions")  # that write records, in the order of work
+STAGES = ("ingest", "faces", "portraits", "identity", "motion", "reenact", "regions")  # that write records, in the order of work
 _FLUSH_EVERY_S = 2.0
 _MAX_SEGMENTS = 32  # of one kind and stage, before they are made into one
 _LISTED_AGAIN = 10  # times that segments may vanish between being listed and being read
@@ -252,13 +252,13 @@ def due_again(place: Place, prints: Mapping[str, str], *, reason: str | None = N
     root, total = open_store(place), 0
     ledger = Ledger(root)
     for stage in STAGES:
-        records = ledger.read(stage, prints[stage])
+        records = ledger.read(stage, prints.get(stage, ""))
         if damaged:
             units = {unit for unit, _ in damaged_units(root, stage, records)}
         elif reason:
             units = {r.unit for r in records.values() if r.reason == reason}
         else:
             units = {r.unit for r in records.values() if r.outcome in (Outcome.FAILED, Outcome.QUARANTINED)}
-        ledger.forget(stage, prints[stage], units)
+        ledger.forget(stage, prints.get(stage, ""), units)
         total += len(units)
     return total

@@ -16,18 +16,26 @@ from schemas.store import Place
 
 # Settings that change a stage's output, and the stages whose output it works on (pipeline.config.fingerprints).
 _SECTIONS = {"ingest": ("ingest",), "faces": ("faces", "video"), "portraits": ("faces", "video")}
-_SECTIONS |= {"motion": ("reenactor",), "reenact": ("reenactor",), "regions": ("controls",)}
+_SECTIONS |= {"identity": ("identity",), "motion": ("reenactor",), "reenact": ("reenactor",), "regions": ("controls",)}
 _AFTER = {
     "ingest": (),
     "faces": ("ingest",),
     "portraits": (),
+    "identity": ("faces", "portraits"),
     "motion": ("faces",),
     "reenact": ("motion", "portraits"),
     "regions": ("reenact",),
 }
-_DECIDES = {
+_LINKED = "people are linked anew, from the embeddings that are there"
+_COPIES = "near duplicates are looked for anew, among the hashes that are there"
+_DECIDES = {  # sections, or single settings of a section of which others are measured with
     "gates": "verdicts on clips are taken again, from the scores that are there",
     "portrait_gates": "verdicts on portraits are taken again, from the scores that are there",
+    "identity.min_similarity": _LINKED,
+    "identity.min_similarity_in_file": _LINKED,
+    "identity.min_agreement": _LINKED,
+    "identity.max_hash_distance": _COPIES,
+    "identity.near_duplicates": _COPIES,
     "quality": "verdicts on pairs are taken again, from the scores that are there",
     "pairs": "counts for pairs that are planned from now on; planned ones stay",
     "splits": "counts for people first seen from now on",
@@ -97,19 +105,21 @@ def _redone(
 def _why(stage: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], again_in: set[str]) -> str:
     if before is None:
         return "made with settings that are not on record"
-    reasons = [
-        f"{field} {change}"
-        for section in _SECTIONS[stage]
-        for field, change in _changes(before.get(section, _DEFAULTS[section]), now[section], section)
-    ]
+    sections = [(s, before.get(s, _DEFAULTS[s])) for s in _SECTIONS[stage]]
+    changes = [c for section, was in sections for c in _changes(was, now[section], section)]
+    reasons = [f"{field} {change}" for field, change in changes if field not in _DECIDES]
     reasons += [f"after {other}" for other in _AFTER[stage] if other in again_in]
     return "; ".join(reasons) or "another version of the stage"
 
 
 def _decisions(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for section in _DECIDES:
-        for field, change in _changes(before.get(section), now[section], section):
-            yield section, field, change
+        name, _, field = section.partition(".")
+        was, is_now = before.get(name), now[name]
+        if field and was is not None:
+            was, is_now = was.get(field), is_now[field]
+        if was is not None:  # else an older run, which knew no such section
+            yield from ((section, *change) for change in _changes(was, is_now, section))
 
 
 def _changes(before: Any, now: Any, name: str) -> Iterator[tuple[str, str]]:

@@ -61,7 +61,7 @@ def find(place: Place, unit: str, stage: str = "") -> Replay:
     root = open_store(place)
     frozen = read_run_file(root)
     config, ledger = parse_config(RunConfig, frozen["config"]), Ledger(root)
-    records = {name: ledger.read(name, frozen["fingerprints"][name]) for name in STAGES}
+    records = {name: ledger.read(name, frozen["fingerprints"].get(name, "")) for name in STAGES}
     name = stage or _stage_of(unit, records, root)
     if name not in STAGES:
         raise ValueError(f"--stage {name}: one of {', '.join(STAGES)}")
@@ -88,6 +88,8 @@ def _spec(root: Store, unit: str, stage: str, records: dict[str, dict[str, Recor
         spec = SourceFile(id=unit, uri=uri, identity="", licence="", consent="") if uri else None
     elif stage == "faces":
         spec = found["ingest"].get(unit)
+    elif stage == "identity":
+        spec = clips.get(unit) or found["portraits"].get(unit)
     elif stage == "motion":
         spec = Performance(id=unit, clip=clips[unit], portraits=[]) if unit in clips else None
     elif stage == "reenact":

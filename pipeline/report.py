@@ -127,7 +127,7 @@ def _thumb(root: Store, clip: dict[str, Any] | None) -> str:
 def _seconds(outcomes: list[dict[str, Any]]) -> list[tuple[str, int, float, float]]:
     """Stage, units, seconds of work, seconds a unit."""
     rows = []
-    for stage in ("ingest", "faces", "portraits", "motion", "reenact", "regions"):
+    for stage in ("ingest", "faces", "portraits", "identity", "motion", "reenact", "regions"):
         seconds = [r["seconds"] for r in outcomes if r["stage"] == stage]
         if seconds:
             rows.append((stage, len(seconds), sum(seconds), sum(seconds) / len(seconds)))

@@ -16,9 +16,11 @@ from pipeline.books import Summary, list_run, save_outcomes, save_prepared, summ
 from pipeline.config import RunConfig, fingerprints
 from pipeline.engine import on_this_cluster, with_expressions, with_weights
 from pipeline.executor import cluster, run_graph
+from pipeline.identity_network import with_identity_network
 from pipeline.ledger import Ledger, sweep
 from pipeline.pack import pack
-from pipeline.plan import assign_splits, grow
+from pipeline.people import identity_rows
+from pipeline.plan import grow
 from pipeline.redo import foresee, remember
 from pipeline.samples import sample_of
 from pipeline.state import Generated, Prepared, read_generated, read_prepared
@@ -30,6 +32,7 @@ from schemas.units import SourceFile
 
 STEPS = ("prepare", "plan", "generate", "pack")
 _PREPARE = (("ingest",), ("faces", "portraits"))
+_IDENTIFY = (("identity",),)  # of clips that are no duplicates, which the ledger tells when all are cut
 _GENERATE = (("motion",), ("reenact",), ("regions",))
 _RECORDED = ("ray", "torch", "numpy", "av", "mediapipe", "opencv-contrib-python", "pyarrow", "imageio-ffmpeg", "scenedetect")
 
@@ -54,7 +57,7 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         raise ValueError(f"--until {until}: one of {', '.join(STEPS)}")
     root = open_store(config.run, base)
     with exclusive(root):
-        config = with_weights(with_expressions(config, base), base, scratch=_models_folder(root), say=watcher.say)
+        config = _with_models(config, base, root, watcher)
         # Of sessions that were killed; this process alone holds the run now.
         Ledger(root).close_attempts()
         root.clear_unfinished()
@@ -75,6 +78,12 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         return summarise(root, config, prepared, generated)
 
 
+def _with_models(config: RunConfig, base: Path, root: Store, watcher: Watcher) -> RunConfig:
+    """The config with the digests of all the files of weights that it names."""
+    config = with_expressions(with_identity_network(config, base), base)
+    return with_weights(config, base, scratch=_models_folder(root), say=watcher.say)
+
+
 def _models_folder(root: Store) -> Path:
     """Where graphs that are made from the user's weights are kept: with the run, if workers can open files there."""
     if isinstance(root, DiskStore):
@@ -89,7 +98,7 @@ def foresee_run(config: RunConfig, *, base: Path, watcher: Watcher) -> None:
         ValueError: as `run`.
     """
     root = open_store(config.run, base)
-    config = with_weights(with_expressions(config, base), base, scratch=_models_folder(root), say=watcher.say)
+    config = _with_models(config, base, root, watcher)
     clips, images = list_run(root, config, base, save=False)
     for sentence in foresee(root, config, before, lambda: _due(root, config, clips, images)) if (before := _run_file(root)) else ():
         watcher.say(sentence)
@@ -149,14 +158,16 @@ def _prepare(
             watcher.say(f"{len(units)} files have changed since they were looked at ({stage}): done again")
             Ledger(root).forget(stage, prints[stage], units)
             state = read_prepared(root, config, clips, images)
-    due = state.due()
-    watcher.step("prepare", len(due))
-    if due:
-        start()
-        run_graph(due, _PREPARE, root, config, watcher.unit)
-        state = read_prepared(root, config, clips, images)
+    for name, chain in (("prepare", _PREPARE), ("identity", _IDENTIFY)):
+        due = [item for item in state.due() if any(item["stage"] in names for names in chain)]
+        if due or name == "prepare":
+            watcher.step(name, len(due))
+        if due:
+            start()
+            run_graph(due, chain, root, config, watcher.unit)
+            state = read_prepared(root, config, clips, images)
     # Also when nothing was due: the session that did the last unit may have been killed before it came to this.
-    sweep(root, {"ingest": state.ingest, "faces": state.faces, "portraits": state.portraits})
+    sweep(root, {"ingest": state.ingest, "faces": state.faces, "portraits": state.portraits, "identity": state.identity})
     save_prepared(root, state)
     return state
 
@@ -164,17 +175,23 @@ def _prepare(
 def _plan(root: Store, config: RunConfig, state: Prepared, watcher: Watcher) -> Generated:
     portraits = state.accepted_portraits
     clips = state.accepted_clips
-    known = {r["identity"]: r["split"] for r in tables.load(root, "identities")}
-    names = [c.source.identity for c in clips] + [p.source.identity for p in portraits]
-    split = assign_splits(names, known, config.splits, config.pairs.seed)
+    settings = config.pairs
+    counts = {
+        "clips": Counter(c.source.identity for c in clips),
+        "portraits": Counter(p.source.identity for p in portraits),
+    }
+    people = identity_rows(state.people, tables.load(root, "identities"), config.splits, settings.seed, counts)
+    tables.save(root, "identities", people)  # before the pairs: whoever is in one has a split that is kept
+    for row in people:
+        if row["doubts"]:
+            watcher.say(f"warning: the manifest says two people, the network says one: {row['identity']} and {row['doubts']}")
     earlier = tables.load_pairs(root)
     resting = {p.pair for p in earlier} - {p.pair for p in read_generated(root, config, state, earlier).live()}
-    settings = config.pairs
     new = grow(
         clips,
         portraits,
         earlier,
-        split,
+        {r["identity"]: r["split"] for r in people},
         resting=resting,
         per_clip=settings.per_clip,
         max_yaw_difference_deg=settings.max_yaw_difference_deg,
@@ -182,10 +199,6 @@ def _plan(root: Store, config: RunConfig, state: Prepared, watcher: Watcher) -> 
         seed=settings.seed,
     )
     watcher.step("plan", len(new))
-    performs = Counter(c.source.identity for c in clips)
-    appears = Counter(p.source.identity for p in portraits)
-    people = [{"identity": i, "split": s, "clips": performs[i], "portraits": appears[i]} for i, s in split.items()]
-    tables.save(root, "identities", people)
     tables.save_pairs(root, [*earlier, *new])
     return read_generated(root, config, state, [*earlier, *new])
 

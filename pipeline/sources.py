@@ -79,6 +79,11 @@ def _expand_object(entry: str, suffixes: frozenset[str], must_match: bool) -> li
     return _manifest(entry) if uris == [entry] and suffix_of(entry) in _MANIFESTS else [_source(u) for u in uris]
 
 
+def is_named(source: SourceFile) -> bool:
+    """Whether a manifest says who it is; else its file's name stands for somebody unknown."""
+    return source.identity != _source(source.uri).identity
+
+
 def says_nothing(source: SourceFile) -> bool:
     """Whether this is all that a bare file name gives."""
     return source == _source(source.uri)

@@ -12,7 +12,9 @@ from pydantic import TypeAdapter
 
 from pipeline import tables
 from pipeline.config import RunConfig, fingerprints
+from pipeline.identities import Person
 from pipeline.ledger import Ledger, Record
+from pipeline.people import Earlier, copies, likenesses, people_of, with_identities
 from pipeline.plan import PlannedPair
 from pipeline.worker import file_states, row
 from schemas.outcomes import ACCEPTED, Outcome, Verdict
@@ -24,20 +26,27 @@ from stages.portraits import portrait_of_clip
 
 @dataclass
 class Prepared:
-    """What ingest, faces and portraits have made of the sources so far. Lists are sorted by id, so order of work leaves no trace."""
+    """What ingest, faces, portraits and identity have made of the sources so far. Lists are sorted by id, so order of work leaves no trace.
+
+    Of accepted clips and stills, `source.identity` is who they turned out to be; of others, what is said of their source.
+    """
 
     clip_sources: list[SourceFile]
     image_sources: list[SourceFile]
     ingest: dict[str, Record]
     faces: dict[str, Record]
     portraits: dict[str, Record]
+    identity: dict[str, Record]
     duplicates: dict[str, str]  # source -> the source that holds the same content
+    near_duplicates: dict[str, str]  # clip or still from an image file -> the one whose pictures it shows
     shots: list[Shot]
     clips: list[Clip]
     stills: list[PortraitUnit]  # from image files
     clip_stills: list[PortraitUnit]  # accepted clips' own, where the config wants them
     clip_verdicts: dict[str, Verdict]
     still_verdicts: dict[str, Verdict]  # on both kinds of stills
+    people: list[Person]  # of accepted clips and stills from image files
+    identifies: bool  # whether there is anything to measure of who is who
 
     @cached_property
     def shots_of(self) -> defaultdict[str, list[str]]:
@@ -74,15 +83,17 @@ class Prepared:
         }
 
     def due(self) -> list[dict[str, str]]:
-        """Rows that the prepare graph has yet to work on."""
+        """Rows that the prepare graph has yet to work on, as far as is known: who is in a clip is due when the clip is there."""
         rows = [row("ingest", s) for s in self.clip_sources if s.id not in self.ingest]
         rows += [row("faces", s) for s in self.shots if s.id not in self.faces]
-        return rows + [row("portraits", s) for s in self.image_sources if s.id not in self.portraits]
+        rows += [row("portraits", s) for s in self.image_sources if s.id not in self.portraits]
+        units: tuple[Clip | PortraitUnit, ...] = (*self.clips, *self.stills)
+        return rows + [row("identity", u) for u in units if self.identifies and u.id not in self.identity]
 
 
 def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceFile], image_sources: Sequence[SourceFile]) -> Prepared:
     ledger, prints = Ledger(root), fingerprints(config)
-    ingest, found, portraits = (ledger.read(stage, prints[stage]) for stage in ("ingest", "faces", "portraits"))
+    ingest, found, portraits, identity = (ledger.read(stage, prints[stage]) for stage in ("ingest", "faces", "portraits", "identity"))
     # What is said of a source is what the manifest says now, not what it said when the file was looked through.
     by_id, images_by_id = {s.id: s for s in clip_sources}, {s.id: s for s in image_sources}
     shots = [replace(s, source=by_id[r.unit]) for r in ingest.values() if r.unit in by_id for s in _units(Shot, r.children)]
@@ -93,21 +104,33 @@ def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceF
     images = [r for r in portraits.values() if r.unit in images_by_id and r.unit not in duplicates]
     stills = _by_id(replace(p, source=images_by_id[r.unit]) for r in images for p in _units(PortraitUnit, r.children))
     clip_verdicts = {c.id: gates.decide(c.scores, config.gates) for c in clips}
-    accepted = [c for c in clips if clip_verdicts[c.id].accepted]
-    clip_stills = [portrait_of_clip(c) for c in accepted] if config.portraits_from_clips else []
+    still_verdicts = {p.id: gates.decide(p.scores, config.portrait_gates) for p in stills}
+    known, looks = Earlier.of(tables.load(root, "identities")), likenesses(identity)
+    near_duplicates = copies([c for c in clips if clip_verdicts[c.id].accepted], looks, config.identity, known)
+    near_duplicates |= copies([p for p in stills if still_verdicts[p.id].accepted], looks, config.identity, known)
+    for verdicts in (clip_verdicts, still_verdicts):
+        verdicts |= {u: Verdict(False, "near_duplicate") for u in verdicts.keys() & near_duplicates}
+    accepted_stills = [p for p in stills if still_verdicts[p.id].accepted]
+    people = people_of([c for c in clips if clip_verdicts[c.id].accepted], accepted_stills, looks, config.identity, known)
+    clips, stills = with_identities(clips, people), with_identities(stills, people)
+    clip_stills = [portrait_of_clip(c) for c in clips if clip_verdicts[c.id].accepted] if config.portraits_from_clips else []
     return Prepared(
         clip_sources=list(clip_sources),
         image_sources=list(image_sources),
         ingest=ingest,
         faces=found,
         portraits=portraits,
+        identity=identity,
         duplicates=duplicates,
+        near_duplicates=near_duplicates,
         shots=_by_id(shots),
         clips=clips,
         stills=stills,
         clip_stills=clip_stills,
         clip_verdicts=clip_verdicts,
-        still_verdicts={p.id: gates.decide(p.scores, config.portrait_gates) for p in (*stills, *clip_stills)},
+        still_verdicts=still_verdicts | {p.id: gates.decide(p.scores, config.portrait_gates) for p in clip_stills},
+        people=people,
+        identifies=config.identity.measures,
     )
 
 
@@ -177,6 +200,7 @@ class Generated:
     reenact: dict[str, Record]
     regions: dict[str, Record]
     verdicts: dict[str, Verdict]  # of pairs that are measured
+    split: dict[str, str]  # of each identity
 
     def pair(self, planned: PlannedPair) -> Pair:
         """The unit, with the clip's motion where that is made."""
@@ -185,12 +209,16 @@ class Generated:
         return Pair(id=planned.pair, clip=self.clips[planned.clip], portrait=self.portraits[planned.portrait], motion_folder=folder)
 
     def is_live(self, planned: PlannedPair) -> bool:
-        """Whether clip and portrait are accepted now, and of two people. The plan only grows; what it holds may rest."""
+        """Whether clip and portrait are accepted now, and of two people, both in the pair's split. The plan only grows; what it holds may
+        rest.
+        """
         clip, portrait = self.clips.get(planned.clip), self.portraits.get(planned.portrait)
-        return clip is not None and portrait is not None and clip.source.identity != portrait.source.identity
+        if clip is None or portrait is None or clip.source.identity == portrait.source.identity:
+            return False
+        return all(self.split.get(u.source.identity, planned.split) == planned.split for u in (clip, portrait))
 
     def people(self, planned: PlannedPair) -> dict[str, str]:
-        """Who performs and who appears, by what the manifest says now; by the plan where one of them has gone."""
+        """Who performs and who appears, by what is known now; by the plan where one of them has gone."""
         if not self.is_live(planned):
             return {"performer": planned.performer, "appearance": planned.appearance}
         clip, portrait = self.clips[planned.clip], self.portraits[planned.portrait]
@@ -250,4 +278,5 @@ def read_generated(root: Store, config: RunConfig, prepared: Prepared, planned: 
         reenact=reenact,
         regions=regions,
         verdicts={u: ACCEPTED if anything else quality.decide(r.data, config.quality) for u, r in done.items()},
+        split={r["identity"]: r["split"] for r in tables.load(root, "identities")},
     )

@@ -10,8 +10,10 @@ from typing import Any
 from pipeline import tables
 from pipeline.ledger import STAGES, Ledger
 from pipeline.storage import read_run_file
+from schemas.config import parse_config
 from schemas.outcomes import Outcome
 from schemas.store import Place
+from stages.identity import IdentityConfig
 
 
 def status(root: Place) -> dict[str, Any]:
@@ -22,10 +24,12 @@ def status(root: Place) -> dict[str, Any]:
     Raises:
         ValueError: `root` is no run.
     """
-    prints = read_run_file(root)["fingerprints"]
-    records = {stage: Ledger(root).read(stage, prints[stage]) for stage in STAGES}
+    run_file = read_run_file(root)
+    prints = run_file["fingerprints"]
+    records = {stage: Ledger(root).read(stage, prints.get(stage, "")) for stage in STAGES}  # an older run lacks a stage
     outcomes = tables.load(root, "outcomes")
-    expected = _expected(root, records, {r["unit"] for r in outcomes if r["kind"] == "pair" and _settled(r)})
+    identifies = parse_config(IdentityConfig, run_file["config"].get("identity", {})).measures
+    expected = _expected(root, records, identifies, {r["unit"] for r in outcomes if r["kind"] == "pair" and _settled(r)})
     stages: dict[str, dict[str, int]] = {}
     reasons: Counter[str] = Counter()
     rate: dict[str, float] = {}
@@ -60,7 +64,7 @@ def _settled(pair: dict[str, Any]) -> bool:
     return pair["stage"] == "plan" or (pair["stage"] == "quality" and pair["outcome"] in (Outcome.FAILED, Outcome.QUARANTINED))
 
 
-def _expected(root: Place, records: dict[str, dict[str, Any]], settled: Set[str]) -> dict[str, set[str]]:
+def _expected(root: Place, records: dict[str, dict[str, Any]], identifies: bool, settled: Set[str]) -> dict[str, set[str]]:
     """Units that each stage should have by the tables and by what the stage before it has made; `settled` ones need none."""
     sources = tables.load(root, "sources")
     pairs = [p for p in tables.load(root, "pairs") if p["pair"] not in settled]
@@ -68,6 +72,7 @@ def _expected(root: Place, records: dict[str, dict[str, Any]], settled: Set[str]
         "ingest": {s["source"] for s in sources if s["kind"] == "clip"},
         "faces": {c["id"] for r in records["ingest"].values() for c in r.children},
         "portraits": {s["source"] for s in sources if s["kind"] == "portrait"},
+        "identity": {c["id"] for stage in ("faces", "portraits") for r in records[stage].values() for c in r.children if identifies},
         "motion": {p["clip"] for p in pairs},
         "reenact": {p["pair"] for p in pairs},
         "regions": {u for u, r in records["reenact"].items() if r.outcome == Outcome.DONE},

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.plan import PlannedPair
 from pipeline.storage import write_table
@@ -30,7 +33,21 @@ SOURCES = pa.schema(
         ("has_audio", pa.bool_()),
     ]
 )
-IDENTITIES = pa.schema([("identity", pa.string()), ("split", pa.string()), ("clips", pa.int32()), ("portraits", pa.int32())])
+IDENTITIES = pa.schema(
+    [
+        ("identity", pa.string()),
+        ("split", pa.string()),
+        ("clips", pa.int32()),
+        ("portraits", pa.int32()),
+        ("name", pa.string()),  # the manifest's, "" where it says nothing
+        ("linked", pa.string()),  # by what: manifest, embedding or file
+        ("agreement", pa.float64()),  # cosine of the farthest member with the mean; -1 without embeddings
+        ("doubts", pa.string()),  # other names whom the network takes for the same person
+        ("seen", pa.int32()),  # the earlier of two that are one keeps its split
+        ("same_as", pa.string()),  # of one that is gone: who has its members now
+        ("members", pa.list_(pa.string())),  # clips and image portraits, also those that are not accepted now
+    ]
+)
 PAIRS = pa.schema(
     [*((n, pa.string()) for n in ("pair", "clip", "portrait", "performer", "appearance", "split")), ("generation", pa.int32())]
 )
@@ -50,10 +67,18 @@ CLIPS = pa.schema(
         ("crop", pa.list_(pa.int32(), 3)),
         ("has_audio", pa.bool_()),
         ("scores", pa.map_(pa.string(), pa.float64())),
+        ("near_duplicate_of", pa.string()),
     ]
 )
 PORTRAITS = pa.schema(
-    [("portrait", pa.string()), ("clip", pa.string()), *_UNIT, ("image", pa.string()), ("scores", pa.map_(pa.string(), pa.float64()))]
+    [
+        ("portrait", pa.string()),
+        ("clip", pa.string()),
+        *_UNIT,
+        ("image", pa.string()),
+        ("scores", pa.map_(pa.string(), pa.float64())),
+        ("near_duplicate_of", pa.string()),
+    ]
 )
 SCHEMAS = {
     "outcomes": OUTCOMES,
@@ -63,6 +88,13 @@ SCHEMAS = {
     "samples": SAMPLES,
     "clips": CLIPS,
     "portraits": PORTRAITS,
+}
+
+# columns that older runs' tables do not have, and what stands for them
+_LATER: dict[str, dict[str, Any]] = {
+    "identities": {"name": "", "linked": "", "agreement": -1.0, "doubts": "", "seen": 0, "same_as": "", "members": []},
+    "clips": {"near_duplicate_of": ""},
+    "portraits": {"near_duplicate_of": ""},
 }
 
 
@@ -80,14 +112,21 @@ def load(root: Place, name: str) -> list[dict]:
         rows: list[dict] = read(root, name).to_pylist(maps_as_pydicts="strict")
     except FileNotFoundError:
         return []
-    return rows
+    return [{**_LATER.get(name, {}), **r} for r in rows]
 
 
 def read(root: Place, name: str) -> pa.Table:
-    """RUN/tables/NAME.parquet. Raises FileNotFoundError, and ValueError when it is damaged, or not one of ours."""
+    """RUN/tables/NAME.parquet, with those of our columns that its run knew.
+
+    Raises FileNotFoundError, and ValueError when it is damaged, or not one of ours.
+    """
     store, file = open_store(root), f"tables/{name}.parquet"
     remedy = "put back a copy of it, or take it away and run again: what nothing else tells is then made anew"
-    return read_parquet(store.read(file), store.at(file), SCHEMAS[name], remedy)
+    data, schema = store.read(file), SCHEMAS[name]
+    with suppress(OSError, pa.ArrowException):  # damage is told of below
+        there = set(pq.read_schema(pa.BufferReader(data)).names)
+        schema = pa.schema([f for f in schema if f.name in there or f.name not in _LATER.get(name, {})])
+    return read_parquet(data, store.at(file), schema, remedy)
 
 
 def load_pairs(root: Place) -> list[PlannedPair]:

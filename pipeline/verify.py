@@ -73,7 +73,7 @@ def _check_ledger(root: Store, prints: dict[str, str]) -> Iterator[str]:
     """Every artifact that a record names is there and has its digest; every attempt is closed."""
     ledger = Ledger(root)
     for stage in STAGES:
-        records = ledger.read(stage, prints[stage])
+        records = ledger.read(stage, prints.get(stage, ""))
         yield from (f"{problem}; `crosspair retry RUN --damaged` and a run mend that" for _, problem in damaged_units(root, stage, records))
         for unit, record in records.items():
             if record.outcome != Outcome.DONE and record.reason not in REASONS:
@@ -89,7 +89,7 @@ def _check_tables(root: Store, prints: dict[str, str]) -> Iterator[str]:
         if root.size(f"tables/{name}.parquet") < 0:
             yield f"{root.at(f'tables/{name}.parquet')}: missing"
     rows = tables.load(root, "outcomes")
-    records = {stage: Ledger(root).read(stage, prints[stage]) for stage in STAGES}
+    records = {stage: Ledger(root).read(stage, prints.get(stage, "")) for stage in STAGES}
     for r in rows:
         if r["stage"] in records:
             record = records[r["stage"]].get(r["unit"])

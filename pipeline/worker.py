@@ -34,7 +34,7 @@ from schemas.files import StorageError, own_storage
 from schemas.objects import is_object, object_state, object_states
 from schemas.outcomes import Outcome, Rejection
 from schemas.store import Store, open_store
-from schemas.units import Driving, Pair, Performance, Shot, SourceFile
+from schemas.units import Clip, Driving, Pair, Performance, PortraitUnit, Shot, SourceFile
 from stages.outputs import Outputs
 
 ROW = pa.schema([("stage", pa.string()), ("unit", pa.string()), ("spec", pa.string())])
@@ -56,8 +56,8 @@ SUSPECT = "suspect"  # of a row whose spec is another row: a unit whose worker d
 class StageInfo:
     """What the executor must know of a stage: what a row's `spec` holds, what a unit is called, who takes its children."""
 
-    spec: type
-    kind: str
+    spec: Any  # a dataclass of schemas.units, or a union of some
+    kind: str  # "" when the spec tells
     next_stage: str  # "" when nothing follows in the same graph
     recorded: bool = True  # whether the record names the children; which pairs wait for a clip's motion, the plan says at each time
 
@@ -66,6 +66,7 @@ STAGES: dict[str, StageInfo] = {
     "ingest": StageInfo(SourceFile, "source", "faces"),
     "faces": StageInfo(Shot, "shot", ""),
     "portraits": StageInfo(SourceFile, "portrait", ""),
+    "identity": StageInfo(Clip | PortraitUnit, "", ""),
     "motion": StageInfo(Performance, "clip", "reenact", recorded=False),
     "reenact": StageInfo(Pair, "pair", "regions"),
     "regions": StageInfo(Driving, "pair", ""),
@@ -76,7 +77,7 @@ def row(stage: str, spec: Any) -> dict[str, str]:
     return {"stage": stage, "unit": spec.id, "spec": json.dumps(asdict(spec), sort_keys=True, separators=(",", ":"))}
 
 
-def read_spec(cls: type, text: str) -> Any:
+def read_spec(cls: Any, text: str) -> Any:
     return TypeAdapter(cls).validate_json(text)
 
 
@@ -113,6 +114,10 @@ def build_stage(name: str, config: RunConfig) -> Callable[..., tuple[dict[str, A
         from stages.portraits import Portraits
 
         return Portraits(config.faces, size_px)
+    if name == "identity":
+        from stages.identity import Identity
+
+        return Identity(config.identity)
     if name == "regions":
         from stages.regions import RegionsStage
 
@@ -314,7 +319,7 @@ def _names(stage: str, spec: Any, fingerprint: str) -> dict[str, Any]:
     return {
         "stage": stage,
         "unit": spec.id,
-        "kind": STAGES[stage].kind,
+        "kind": STAGES[stage].kind or ("clip" if isinstance(spec, Clip) else "portrait"),
         "parent": _parent(spec),
         "source_uri": _source_uri(spec),
         "fingerprint": fingerprint,
@@ -324,6 +329,10 @@ def _names(stage: str, spec: Any, fingerprint: str) -> dict[str, Any]:
 def _parent(spec: Any) -> str:
     match spec:
         case Shot():
+            return spec.source.id
+        case Clip():
+            return spec.shot
+        case PortraitUnit():
             return spec.source.id
         case Performance():
             return spec.clip.shot
@@ -338,7 +347,7 @@ def _source_uri(spec: Any) -> str:
     match spec:
         case SourceFile():
             return spec.uri
-        case Shot():
+        case Shot() | Clip() | PortraitUnit():
             return spec.source.uri
         case Performance() | Pair():
             return spec.clip.source.uri

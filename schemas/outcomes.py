@@ -27,6 +27,7 @@ REASONS: dict[str, str] = {
     "frame_size_changes": "the picture changes size in mid-stream; split the file there",
     "too_many_frames": "the video has more frames than `ingest.max_frames`; cut it into parts",
     "duplicate": "another source file has the same content",
+    "near_duplicate": "another clip or portrait shows almost the same pictures (`identity.max_hash_distance`)",
     "too_short": "shorter than `faces.min_clip_s`",
     "no_face": "no face was found",
     "lost_face": "the face was lost too often for one clip of at least `faces.min_clip_s`",

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """What the user gave: a clip or an image, with what the manifest says of it ("" = nothing)."""
+    """What the user gave: a clip or an image, with what the manifest says of it ("" = nothing).
+
+    `identity` is the manifest's, or else a name made of the file's; on a clip or a portrait, who is in it as far as is known by now.
+    """
 
     id: str
     uri: str  # absolute local path, or s3://bucket/key

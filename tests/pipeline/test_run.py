@@ -125,7 +125,7 @@ def test_status_names_every_stage_while_some_have_not_begun(copied: Path) -> Non
         raws = [{k: v for k, v in json.loads(line).items() if k != "crc32"} for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps({**r, "seconds": 1e9}) + "\n" for r in raws))
     state = status(copied)
-    assert list(state["stages"])[:6] == ["ingest", "faces", "portraits", "motion", "reenact", "regions"]
+    assert list(state["stages"])[:7] == ["ingest", "faces", "portraits", "identity", "motion", "reenact", "regions"]
     assert state["stages"]["motion"]["left"] == 4 and state["seconds_left"] == -1.0
 
 
