@@ -31,7 +31,7 @@ _KNEE = 0.75
 _GAMMA = 2.4  # BT.1886
 _TOP = 65535
 _STRIP_PIXELS = 1 << 16  # what is between the planes and the picture fits into a core's cache
-_RGB, _YCGCO, _BT2020_CL = 0, 8, 10  # matrices of ITU-T H.273 that PyAV has no name for
+_YCGCO, _BT2020_CL = 8, 10  # matrices of ITU-T H.273 that PyAV has no name for
 _BT601 = int(Colorspace.ITU601)
 _KR_KB: dict[int, tuple[float, float]] = {
     _BT601: (0.299, 0.114),
@@ -131,7 +131,7 @@ def _from_420(frame: av.VideoFrame, signal: _Signal) -> np.ndarray:
 
 
 def _rgb_of_yuv(kr: float, kb: float) -> np.ndarray:
-    """(3, 3) from Y' in 0..1 and the two colour differences in -0.5..0.5 to R'G'B' (ITU-T H.273, equations 38 to 40)."""
+    """(3, 3) from Y' in 0..1 and the two colour differences in -0.5..0.5 to R'G'B' (ITU-T H.273)."""
     kg = 1 - kr - kb
     return np.array([[1, 0, 2 * (1 - kr)], [1, -2 * kb * (1 - kb) / kg, -2 * kr * (1 - kr) / kg], [1, 2 * (1 - kb), 0]])
 
@@ -168,6 +168,8 @@ def _unpacked(frame: av.VideoFrame) -> av.VideoFrame:
         name = f"yuv{'a' if alpha else ''}{_SUBSAMPLED.get((across, down), '444')}p"
     if bits > 8:
         name += f"{bits}le"
+    if len(components) <= 2:  # swscale takes grey for full range whatever it says; told the same of what it makes, it leaves the numbers
+        return convert(frame, format=name, dst_color_range=ColorRange.JPEG)
     return convert(frame, format=name)
 
 
@@ -188,7 +190,7 @@ def _spread(chroma: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _matrix(signal: _Signal, bits: int, top: int) -> np.ndarray:
-    """float32 (3, 4) from samples Y, U, V of `bits` bits to R'G'B' in 0..`top` (ITU-T H.273: ranges are equations 23 to 34)."""
+    """float32 (3, 4) from samples Y, U, V of `bits` bits to R'G'B' in 0..`top` (ITU-T H.273)."""
     step = 1 << bits - 8
     ycgco = np.array([[1.0, -1, 1], [1, 1, 0], [1, -1, -1]])
     to_rgb = ycgco if signal.matrix == _YCGCO else _rgb_of_yuv(*_KR_KB[signal.matrix])

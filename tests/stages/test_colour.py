@@ -162,7 +162,7 @@ def test_grey_has_the_range_it_says(tmp_path: Path, pix_fmt: str, color_range: i
 
 
 def test_what_is_given_out_is_no_window_on_the_decoders_memory() -> None:
-    frame = av.VideoFrame.from_ndarray(np.full((8, 8, 3), 9, np.uint8), format="rgb24")
+    frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 9, np.uint8), format="rgb24")
     to_rgb(frame)[:] = 200
     assert (to_rgb(frame) == 9).all()
 
@@ -200,6 +200,14 @@ def test_transparency_is_laid_on_mid_grey(tmp_path: Path, name: str, codec: str,
     got = through_a_file(tmp_path / name, frame, codec, **options)[32, 16::32].astype(int)
     want = 128 + (np.array([200, 60, 90]) - 128) * np.array([0, 64, 128, 255])[:, None] / 255
     assert np.abs(got - want).max() <= slack, got
+
+
+@pytest.mark.parametrize("pix_fmt", ["ya8", "ya16be"])
+def test_grey_with_transparency_keeps_its_levels(pix_fmt: str) -> None:
+    rgba = np.array([(g, g, g, a) for g in (0, 60, 255) for a in (0, 128, 255)], np.uint8).repeat(4, 0)
+    frame = av.VideoFrame.from_ndarray(np.tile(rgba, (16, 1, 1)), format="rgba").reformat(format=pix_fmt, dst_color_range=FULL)
+    want = 128 + (rgba[:, :3].astype(float) - 128) * rgba[:, 3:] / 255
+    assert np.abs(to_rgb(frame)[8] - want).max() <= 2
 
 
 # --- HDR
