@@ -21,7 +21,7 @@ from stages.follow import Follower, Piece
 from stages.gates import brightness, score, still_frame
 from stages.head import crop_square
 from stages.ingest import SOUND, TIMING, Timing, frame_map, frames_at_rate, source_rate
-from stages.measures import sound_scores, track_scores
+from stages.measures import picture_scores, sound_scores, track_scores
 from stages.media import check_readable
 from stages.mesh import POINTS
 from stages.outputs import Outputs
@@ -41,12 +41,12 @@ class FacesConfig:
     crop_scale: float = 2.2  # crop side / face size, head-room included
     min_clip_s: float = 1.0
     max_clip_s: float = 10.0  # longer tracks become several clips, so that memory has a bound
-    survey_every: int = 5  # frames between two looks for all faces, and for hands, in the whole picture
+    survey_every: int = 10  # frames between two looks for all faces, and for hands, in the whole picture
     min_track_px: int = 64  # tracks whose face is smaller in the source are not cut
     everyone: bool = False  # clips of all who are there at once, not only of the largest; all of a file have its identity in the manifest
     max_jump: float = 0.35  # face sizes that a face may move in one frame before it counts as another one
     min_likeness: float = 0.62  # of a face to itself one frame before, -1..1; below it is another one
-    max_hidden: float = 0.3  # share of the mouth, or of an eye, that a hand may cover
+    max_hidden: float = 0.2  # share of the mouth, or of an eye, that a hand may cover
 
 
 class Faces:
@@ -187,10 +187,12 @@ class Faces:
         out.path(piece.name).rename(out.path(files[TARGET]))
         out.seal(files[TARGET])
         points = np.stack(piece.points)
-        luma, clipped, sharpness = np.array(piece.pictures).T
+        luma = np.array(piece.luma)
+        clipped, sharpness = (np.array([getattr(p, name) for p in piece.pictures]) for name in ("clipped", "sharpness"))
         still = still_frame(points, luma)
-        out.write(files[STILL], encode_png(decode_video(out.path(files[TARGET]), first=still, count=1)[0]))
-        details = {"luma": luma, "clipped": clipped, "sharpness": sharpness, "likeness": np.array(piece.likeness)}
+        picture = decode_video(out.path(files[TARGET]), first=still, count=1)[0]
+        out.write(files[STILL], encode_png(picture))
+        details = {"luma": luma, "likeness": np.array(piece.likeness)}
         out.write(files[TRACK], encode_track(points, source_frames, details))
         sound = self._cut_sound(shot, start_s, len(points), files[AUDIO], out)
         iris = float(np.percentile(piece.iris, 75))  # eyes are shut now and then
@@ -205,13 +207,14 @@ class Faces:
             "min_likeness": float(min(piece.likeness)),
             "iris_contrast": iris,
         }
+        shown = picture_scores(picture, points[still])
         still_scores = {
             **score(points[[still]], crop[2], self.size_px),
             **track_scores(points[[still]], crop, picture_wh, self.size_px),
             **known,
             "brightness": float(luma[still]),
-            "clipped": float(clipped[still]),
-            "sharpness": float(sharpness[still]),
+            "clipped": shown.clipped,
+            "sharpness": shown.sharpness,
             "iris_contrast": iris,
         }
         return Clip(

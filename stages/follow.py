@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from stages.encode import VideoWriter
+from stages.gates import face_luma
 from stages.head import face_boxes
 from stages.iris import iris_contrast
 from stages.measures import FacePicture, picture_scores
@@ -21,7 +22,7 @@ from stages.tracks import Track
 
 Crop = tuple[int, int, int]  # x0, y0, side in px of the upright source frame
 _MIN_OVERLAP = 0.2  # of the mesh's box with the track's, where the whole picture was looked at
-_IRIS_EVERY = 5  # frames between two looks at the irises: a clip's figure is a percentile
+_MEASURE_EVERY = 5  # frames between two measurements of what changes slowly
 
 
 @dataclass
@@ -31,9 +32,10 @@ class Piece:
     name: str
     first: int  # output frame
     points: list[np.ndarray] = field(default_factory=list)  # (478, 3) each
-    pictures: list[FacePicture] = field(default_factory=list)
+    luma: list[float] = field(default_factory=list)  # of the face, 0..255
     likeness: list[float] = field(default_factory=list)  # of the face to itself one frame before, 1 for the first
-    iris: list[float] = field(default_factory=list)  # contrast of irises and whites, now and then
+    pictures: list[FacePicture] = field(default_factory=list)  # of each `_MEASURE_EVERY`-th frame, as the next
+    iris: list[float] = field(default_factory=list)
 
 
 class Follower:
@@ -77,9 +79,10 @@ class Follower:
                 writer = VideoWriter(out.path(piece.name), self._fps, self._size_px)
             writer.write(picture)
             piece.points.append(points)
-            piece.pictures.append(picture_scores(picture, points))
+            piece.luma.append(face_luma(picture, points))
             piece.likeness.append(alike)
-            if len(piece.points) % _IRIS_EVERY == 1:
+            if len(piece.points) % _MEASURE_EVERY == 1:
+                piece.pictures.append(picture_scores(picture, points))
                 piece.iris.append(iris_contrast(picture, points))
         if writer is not None:
             writer.close()

@@ -22,7 +22,7 @@ class FaceGates:
     max_pitch_deg: float = 40.0
     max_roll_deg: float = 45.0
     max_other_faces: float = 0.1  # share of looks with a second face of comparable size in the crop
-    max_hidden: float = 0.3  # share of the mouth, or of an eye, that a hand covers, at worst
+    max_hidden: float = 0.2  # share of the mouth, or of an eye, that a hand covers, at worst
     max_border_contact: float = 0.5  # share of frames in which the face touches the source picture's border
     min_headroom: float = -0.1  # space above the face in the crop, in face sizes; below 0 the brow is cut
     min_iris_contrast: float = 0.0  # of irises to the whites of the eyes; statues and masks have none. -2 lets them pass

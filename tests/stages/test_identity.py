@@ -21,7 +21,8 @@ from schemas.units import Clip, PortraitUnit, SourceFile
 from stages.encode import VideoWriter, encode_png
 from stages.facealign import SIDE, TEMPLATE, align, five_points, similarity
 from stages.facenet import FaceNet
-from stages.faces import STILL, TARGET, TRACK, cut_square, encode_track
+from stages.faces import STILL, TARGET, TRACK, encode_track
+from stages.follow import cut_square
 from stages.head import crop_square
 from stages.identity import Identity, IdentityConfig, Likeness, spread
 from stages.imagehash import BITS, image_hash
