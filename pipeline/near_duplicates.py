@@ -49,12 +49,12 @@ def _copies(units: list[Pictures], looks: int, max_distance: float) -> dict[str,
     least = BITS * looks - 2 * max_distance * looks
     found: dict[str, str] = {}
     for first in range(0, len(units), _ROWS):
-        rows = slice(first, first + _ROWS)
-        near = signs[rows] @ signs.T >= least
-        near &= np.abs(frames[rows, None] - frames) <= _MAX_FRAMES_APART
-        near &= source[rows, None] != source
-        for k, j in np.argwhere(near):
+        stop = min(first + _ROWS, len(units))
+        near = signs[first:stop] @ signs[:stop].T >= least
+        near &= np.abs(frames[first:stop, None] - frames[:stop]) <= _MAX_FRAMES_APART
+        near &= source[first:stop, None] != source[:stop]
+        for k, j in np.argwhere(np.tril(near, first - 1)):
             one, other = units[first + k].id, units[j].id
-            if j < first + k and one not in found and other not in found:
+            if one not in found and other not in found:
                 found[one] = other
     return found
