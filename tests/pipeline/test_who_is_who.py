@@ -21,6 +21,7 @@ from pipeline.people import identity_rows
 from pipeline.plan import split_of
 from pipeline.replay import find
 from pipeline.run import foresee_run, run
+from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources
 from pipeline.status import status
 from pipeline.storage import parquet_bytes
 from pipeline.tables import SCHEMAS, load
@@ -173,24 +174,39 @@ def test_without_the_network_the_files_are_the_people_again(copied: str, base: P
     }
 
 
-def test_a_network_that_comes_later_lets_pairs_rest_that_are_one_person(base: Path, tmp_path: Path) -> None:
-    """First by files: pairs of hopper with hopper. Then they are one person, by the name first seen, in one split."""
-    name = str(tmp_path / "late")
-    run(config(name, pairs={"per_clip": 3}), base=base, watcher=Silent(), until="plan")
+def test_a_network_that_comes_later_keeps_the_earlier_split(base: Path, tmp_path: Path) -> None:
+    """First by files, hopper in two splits. Then the files are one person, in the split of the one first seen; pairs in the other rest."""
+    split = {Path(s.uri).stem: s.identity for s in list_sources(["clips", "images"], CLIP_SUFFIXES | IMAGE_SUFFIXES, base)}
+
+    def splits(seed: int) -> dict[str, str]:
+        return {who: split_of(identity, SPLITS, seed) for who, identity in split.items()}
+
+    def fits(found: dict[str, str]) -> bool:
+        return (
+            len({found[w] for w in ("a_hopper", "b_astronaut", "astronaut")}) == 1
+            and found["a_hopper"] != found["c_hopper"] == found["d_copy"]
+        )
+
+    seed = next(s for s in range(999) if fits(splits(s)))
+    first, other = splits(seed)["a_hopper"], splits(seed)["c_hopper"]
+    name, more = str(tmp_path / "late"), {"splits": SPLITS, "pairs": {"per_clip": 3, "seed": seed}}
+    run(config(name, **more), base=base, watcher=Silent(), until="plan")
     before = {r["identity"]: r for r in load(Path(name), "identities")}
     assert len(before) == 5 and all(r["linked"] == "file" and r["agreement"] == -1 for r in before.values())
     old = load(Path(name), "pairs")
-    run(config(name, pairs={"per_clip": 3}, identity=IDENTITY | {"near_duplicates": "never"}), base=base, watcher=Silent(), until="plan")
+    linked = config(name, **more, identity=IDENTITY | {"near_duplicates": "never"})
+    summary = run(linked, base=base, watcher=Silent(), until="plan")
     after = {r["identity"]: r for r in load(Path(name), "identities")}
-    assert after.keys() == before.keys()
-    assert sorted((i.split("-")[0], r["same_as"].split("-")[0]) for i, r in after.items() if r["same_as"]) == [
-        ("b_astronaut", "astronaut"),
-        ("c_hopper", "a_hopper"),
-        ("d_copy", "astronaut"),
-    ]
-    assert {r["pair"] for r in old} <= {r["pair"] for r in load(Path(name), "pairs")}
-    counts = status(Path(name))["stages"]
-    assert counts["motion"]["left"] == 4
+    assert after.keys() == before.keys() and all(after[i]["split"] == before[i]["split"] for i in after)
+    gone = {i.rsplit("-", 1)[0]: r["same_as"].rsplit("-", 1)[0] for i, r in after.items() if r["same_as"]}
+    assert gone == {"b_astronaut": "astronaut", "c_hopper": "a_hopper", "d_copy": "astronaut"}
+    now = {r["pair"]: r for r in load(Path(name), "pairs")}
+    assert all(now[r["pair"]] == r for r in old)
+    assert Counter(r["split"] for r in old) == {first: 4, other: 2}  # one of the four is of her clip and her photograph
+    assert summary.pairs == {"left": 3 + 2}
+    assert {r["split"] for r in now.values() if r["generation"] == 1} == {first}
+    late = {c["clip"] for c in load(Path(name), "clips") if Path(c["uri"]).name in ("c_hopper.mp4", "d_copy.mp4")}
+    assert {r["clip"] for r in now.values() if r["generation"] == 1} == late
 
 
 def test_copies_are_found_without_a_network_when_asked_for(copied: str, base: Path) -> None:
@@ -266,11 +282,14 @@ def test_of_two_who_are_one_the_earlier_split_wins() -> None:
     second = rows_after([person(a, "1", "2"), person(b, "3")], list(first.values()))
     assert (second[a]["split"], second[b]["split"]) == (split_of(a, SPLITS, 0), split_of(b, SPLITS, 0))
     assert (second[a]["seen"], second[b]["seen"]) == (0, 1)
-    named = rows_after([person("ann", "1", "2", "3")], list(second.values()))
-    assert named["ann"]["split"] == second[a]["split"] and named["ann"]["seen"] == 0
-    assert named[a]["same_as"] == named[b]["same_as"] == "ann" and named[a]["members"] == []
+    ann = next(f"ann{k}" for k in range(99) if split_of(f"ann{k}", SPLITS, 0) == split_of(b, SPLITS, 0))
+    named = rows_after([person(ann, "1", "2", "3")], list(second.values()))
+    assert named[ann]["split"] == second[a]["split"] and named[ann]["seen"] == 0
+    assert named[a]["same_as"] == named[b]["same_as"] == ann and named[a]["members"] == []
     assert named[b]["split"] == second[b]["split"], "who comes back is where he was"
-    assert rows_after([person("ann", "1", "2", "3")], list(named.values())) == named
+    assert rows_after([person(ann, "1", "2", "3")], list(named.values())) == named
+    assert rows_after([person(a, "1", "2", "3")], list(second.values()))[a]["split"] == second[a]["split"]
+    assert rows_after([person(b, "1", "2", "3")], list(second.values()))[b]["split"] == second[a]["split"], "whatever he is called"
 
 
 def test_a_clip_that_changes_hands_takes_no_split_along() -> None:
