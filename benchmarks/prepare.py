@@ -109,27 +109,32 @@ class Timers:
     def put_in_place(self) -> None:
         import stages.content
         import stages.faces
+        import stages.follow
         import stages.ingest
         import stages.media
         from stages.encode import VideoWriter
-        from stages.mesh import FaceDetector, FaceMesh
+        from stages.mesh import FaceDetector, FaceMesh, HandDetector
         from stages.outputs import Outputs
         from stages.survey import Survey
 
         for owner, names, phase, part in (
             (stages.ingest.Ingest, "__call__", "ingest", "rest"),
             (stages.faces.Faces, "__call__", "faces", "rest"),
-            (Survey, "__call__", "survey", "rest"),
+            (stages.faces.Faces, "_look", "survey", "decode and rest"),
+            (Survey, "look", "survey", "rest"),
             (stages.content, "file_digest", "", "hash of the source"),
             (stages.ingest, "check_bounds", "", "packets counted"),
-            (stages.ingest, "convert", "", "thumbnails"),
+            (stages.ingest, "thumbnail", "", "thumbnails"),
             (stages.ingest.AdaptiveDetector, "process_frame", "", "cuts"),
             (stages.ingest, "extract_sound", "", "sound"),
             (stages.media, "_to_rgb", "", "to RGB"),
             (FaceDetector, "__call__", "", "face detector"),
             (FaceMesh, "__call__", "", "mesh"),
-            (stages.faces, "cut_square", "", "crop"),
-            (stages.faces, "face_luma score still_frame", "", "measures"),
+            (HandDetector, "__call__", "", "hands"),
+            (stages.follow, "cut_square", "", "crop"),
+            (stages.follow, "face_patch", "", "likeness"),
+            (stages.follow, "face_luma picture_scores iris_contrast", "", "measures"),
+            (stages.faces, "score track_scores sound_scores still_frame", "", "measures"),
             (VideoWriter, "write close", "", "encode"),
             (stages.faces, "encode_png encode_track encode_flac decode_video", "", "still, track and sound files"),
             (Outputs, "seal", "", "flush and digest of outputs"),
