@@ -59,6 +59,7 @@ NETWORKS = ("appearance", "motion", "warping_spade", "stitching")  # what a run 
 _KWAI = "KwaiVGI's LivePortrait on Hugging Face"
 _FASTER = "warmshao's FasterLivePortrait on Hugging Face, or `crosspair models export`"
 _BUFFALO = "InsightFace's model pack buffalo_l"
+_FINDS_FACES = "not needed for LivePortrait; a run finds faces with it if its config says `faces: {engine: insightface, pack: FOLDER}`"
 _WHO_IS_WHO = "not needed for LivePortrait; a run tells people apart with it if its config says `identity: {model: FILE}`"
 _MESH_INSTEAD = "not needed: the face mesh's 478 points take its place; delete it unless something else uses it"
 
@@ -113,7 +114,7 @@ CATALOGUE: tuple[Weight, ...] = (
            origin=_FASTER, digests=("a6164debbf1e851c3dcefa622111c42a78afd9bb8f1540e7d01172ddf642c3b5",),
            advice="its operator GridSample3D exists only in a TensorRT plugin; take warping_spade.onnx of the same release"),
     _insightface("detector", "det_10g.onnx", "InsightFace's face detector", 16_923_827,
-                 "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"),
+                 "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91", advice=_FINDS_FACES),
     _insightface("landmark106", "2d106det.onnx", "InsightFace's 106 points of a face", 5_030_888,
                  "f001b856447c413801ef5c42091ed0cd516fcd21f2d6b79635b1e733a7109dbf"),
     _insightface("identity", "w600k_r50.onnx", "InsightFace's identity network", 174_383_860,

@@ -132,7 +132,7 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
     """Stage name -> fingerprint: what its outputs depend on besides the unit."""
     video, engine = config.video, config.reenactor.engine
     ingest = fingerprint(Ingest.name, Ingest.version, config.ingest)
-    crop = {"faces": _fields(config.faces), "fps": video.fps, "size_px": video.size_px}
+    crop = {"faces": {k: v for k, v in _fields(config.faces).items() if k != "pack"}, "fps": video.fps, "size_px": video.size_px}
     faces = fingerprint(Faces.name, Faces.version, crop, upstream=ingest)
     portraits = fingerprint(Portraits.name, Portraits.version, crop)
     identity = config.identity.fingerprint(upstream=faces + portraits)

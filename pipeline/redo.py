@@ -41,7 +41,7 @@ _DECIDES = {  # sections, or single settings of a section of which others are me
     "splits": "counts for people first seen from now on",
     "shards": "counts for tars that are written from now on",
 }
-_NOT_OUTPUT = frozenset({"files", "models", "landmarks", "allow_untrained", "provider", "batch", "threads", "expressions"})
+_NOT_OUTPUT = frozenset({"files", "models", "pack", "landmarks", "allow_untrained", "provider", "batch", "threads", "expressions"})
 
 
 _DEFAULTS = asdict(RunConfig(run="run", clips="clips"))  # of a section that a run began without

@@ -16,7 +16,7 @@ from pipeline.books import Summary, list_run, save_outcomes, save_prepared, summ
 from pipeline.config import RunConfig, fingerprints
 from pipeline.engine import on_this_cluster, with_expressions, with_weights
 from pipeline.executor import cluster, run_graph
-from pipeline.identity_network import with_identity_network
+from pipeline.face_networks import with_face_networks
 from pipeline.ledger import Ledger, sweep
 from pipeline.pack import pack
 from pipeline.people import identity_rows
@@ -80,7 +80,7 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
 
 def _with_models(config: RunConfig, base: Path, root: Store, watcher: Watcher) -> RunConfig:
     """The config with the digests of all the files of weights that it names."""
-    config = with_expressions(with_identity_network(config, base), base)
+    config = with_expressions(with_face_networks(config, base), base)
     return with_weights(config, base, scratch=_models_folder(root), say=watcher.say)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from schemas.arrays import decode_arrays, encode_arrays
-from schemas.ids import clip_id
+from schemas.ids import clip_id, sha256_of
 from schemas.outcomes import Rejection
 from schemas.units import Clip, Shot
 from schemas.video import decode_video
@@ -37,7 +37,9 @@ TRACKS = "tracks.npz"  # of the whole shot
 class FacesConfig:
     """What changes a clip's pixels or how they are measured."""
 
-    engine: Literal["mediapipe"] = "mediapipe"
+    engine: Literal["mediapipe", "insightface"] = "mediapipe"  # which finds faces; the mesh is MediaPipe's with both
+    pack: str = ""  # folder of InsightFace's pack that you bring, with det_10g.onnx; nothing is downloaded
+    digest: str = ""  # sha256 of that file: a pin; the run fills in that of the file that it uses, and a worker opens no other
     crop_scale: float = 2.2  # crop side / face size, head-room included
     min_clip_s: float = 1.0
     max_clip_s: float = 10.0  # longer tracks become several clips, so that memory has a bound
@@ -48,6 +50,22 @@ class FacesConfig:
     min_likeness: float = 0.62  # of a face to itself one frame before, -1..1; below it is another one
     max_hidden: float = 0.2  # share of the mouth, or of an eye, that a hand may cover
 
+    def __post_init__(self) -> None:
+        if self.engine == "insightface" and not self.pack:
+            raise ValueError("faces.pack: the engine insightface needs a folder with det_10g.onnx; `crosspair models list` says where from")
+
+    def survey(self) -> Survey:
+        """Raises ValueError for a detector's file that is not the one that the run began with."""
+        if self.engine == "mediapipe":
+            return Survey()
+        from stages.scrfd import PACK_FILE, ScrfdDetector
+
+        path = Path(self.pack) / PACK_FILE
+        if (found := sha256_of(path)) != self.digest:
+            raise ValueError(f"{path}: sha256 is {found}; the run began with {self.digest}")
+        scrfd = ScrfdDetector(path)
+        return Survey(lambda picture: scrfd(picture)[0])
+
 
 class Faces:
     """Shot -> clips."""
@@ -56,7 +74,7 @@ class Faces:
 
     def __init__(self, config: FacesConfig, fps: int, size_px: int) -> None:
         self.config, self.fps, self.size_px = config, fps, size_px
-        self._survey = Survey()
+        self._survey = config.survey()
         self._follower = Follower(fps, size_px, config.max_jump, config.min_likeness)
         self._known: tuple[str, Stamp | None] = ("", None)  # the content last checked, and the file's stamp then
 

@@ -20,7 +20,6 @@ from stages.measures import picture_scores, track_scores
 from stages.media import check_readable, read_image
 from stages.mesh import FaceMesh
 from stages.outputs import Outputs
-from stages.survey import Survey
 
 
 class Portraits:
@@ -30,7 +29,7 @@ class Portraits:
 
     def __init__(self, config: FacesConfig, size_px: int) -> None:
         self.config, self.size_px = config, size_px
-        self._survey = Survey()
+        self._survey = config.survey()
         self._mesh = FaceMesh(static=True)
 
     def __call__(self, source: SourceFile, out: Outputs) -> tuple[dict[str, Any], list[PortraitUnit]]:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 
+PACK_FILE = "det_10g.onnx"
 SIDE = 640
 _STRIDES, _ANCHORS = (8, 16, 32), 2  # px between the places that are looked at; answers at each
 _KINDS = {"scores": 1, "boxes": 4, "points": 10}  # numbers of an answer

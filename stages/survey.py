@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import cv2
 import numpy as np
@@ -12,6 +12,8 @@ from stages.mesh import FaceDetector, FaceMesh, HandDetector
 from stages.patch import face_patch
 from stages.tracks import Face
 
+Detect = Callable[[np.ndarray], np.ndarray]
+
 _HAND_VIEW = 2.4  # face sizes around a face in which a hand is looked for
 _HAND_VIEW_PX = 256
 _FLESH = 0.12  # hand sizes by which a hand is wider than the joints within it
@@ -20,12 +22,16 @@ _MIN_HAND_FACE_PX = 48  # hands before smaller faces are not looked for
 
 
 class Survey:
-    """Looks at single pictures; nothing is carried from one to the next."""
+    """Looks at single pictures; nothing is carried from one to the next.
 
-    def __init__(self, *, hands: bool = True) -> None:
-        self._detector = FaceDetector()
+    Args:
+        detect: boxes (N, 4) in px of all faces in a picture, uint8 RGB (H, W, 3), largest first; by default MediaPipe's.
+    """
+
+    def __init__(self, detect: Detect | None = None) -> None:
+        self._detect = detect or FaceDetector()
         self._mesh = FaceMesh(static=True)
-        self._hands = HandDetector() if hands else None
+        self._hands = HandDetector()
 
     def __call__(self, pictures: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, list[Face]]]:
         """Number and faces of each picture, uint8 RGB (H, W, 3)."""
@@ -34,7 +40,7 @@ class Survey:
 
     def look(self, picture: np.ndarray) -> list[Face]:
         """All faces that the mesh fits, largest first."""
-        meshes = [m for found in self._detector(picture) if (m := self._mesh_near(picture, found)) is not None]
+        meshes = [m for found in self._detect(picture) if (m := self._mesh_near(picture, found)) is not None]
         boxed = [(face_boxes(m[None])[0].astype(np.float64), m) for m in meshes]
         kept: list[tuple[np.ndarray, np.ndarray]] = []
         for box, mesh in sorted(boxed, key=lambda b: -float(face_size(b[0][None])[0])):
@@ -53,7 +59,7 @@ class Survey:
     def _hidden(self, picture: np.ndarray, mesh: np.ndarray) -> float:
         """Share (0..1) of the mouth, or of an eye if that is more, that hands cover."""
         box = face_boxes(mesh[None])[0]
-        if self._hands is None or face_size(box[None])[0] < _MIN_HAND_FACE_PX:
+        if face_size(box[None])[0] < _MIN_HAND_FACE_PX:
             return 0.0
         x0, y0, x1, y1 = _around(box, _HAND_VIEW, picture)
         part = picture[y0:y1, x0:x1]
