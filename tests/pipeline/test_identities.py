@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.identities import Person, Sighting, at_once, link
 from pipeline.linkage import linked_groups
+from pipeline.people import Earlier, identity_rows
 
 DIRECTIONS = 5  # true people, at right angles to each other
 
@@ -105,6 +107,32 @@ def test_who_is_known_keeps_the_name(world: list[Sighting]) -> None:
     more = people([*world, newcomer], earlier=who(first))
     assert {p.identity for p in more} - {p.identity for p in first} == {"0-first-file"}
     assert [p for p in more if p.members != ("new",)] == first
+
+
+@given(st.lists(worlds(), min_size=2, max_size=4))
+def test_a_split_changes_only_for_an_earlier_one(generations: list[list[Sighting]]) -> None:
+    """Clips come, go, and look like others: whoever was there is in the table, and the same people again change nothing."""
+    table: list[dict[str, Any]] = []
+    for world in generations:
+        known, before = Earlier.of(table), {r["identity"]: r for r in table}
+        found = people(world, earlier=known.identity, seen=known.seen)
+        table = rows_of(found, table)
+        after = {r["identity"]: r for r in table}
+        assert before.keys() | {p.identity for p in found} == after.keys()
+        for identity, row in before.items():
+            earlier = [r["split"] for r in after.values() if r["same_as"] == identity and r["seen"] < row["seen"]]
+            assert after[identity]["split"] in [row["split"], *earlier]
+            assert after[identity]["seen"] <= row["seen"]
+        members = [m for r in table for m in r["members"]]
+        assert len(members) == len(set(members)) and {s.id for s in world} <= set(members)
+        known = Earlier.of(table)
+        assert people(world, earlier=known.identity, seen=known.seen) == found
+        assert rows_of(found, table) == table
+
+
+def rows_of(found: list[Person], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    counts: dict[str, Counter[str]] = {"clips": Counter(), "portraits": Counter()}
+    return identity_rows(found, before, {"train": 0.5, "val": 0.5}, 0, counts)
 
 
 @given(worlds())
