@@ -1,6 +1,7 @@
 """SCRFD: InsightFace's face detector (det_10g.onnx of a pack), as boxes and five points, on ONNX Runtime.
 
-The user brings the file, which is licensed for non-commercial research only; nothing is downloaded, and InsightFace itself is not needed.
+The user brings the file, which is licensed for non-commercial research only. InsightFace itself, which downloads by itself what it does not
+find, is not needed: answers are read as its python-package/insightface/model_zoo/retinaface.py (MIT) does, thresholds are its own.
 """
 
 from __future__ import annotations
