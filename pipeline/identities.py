@@ -228,7 +228,7 @@ def _doubts(named: list[_Group], min_similarity: float) -> dict[str, list[tuple[
 
 def _identities(groups: list[_Group], earlier: Mapping[str, str], seen: Mapping[str, int]) -> list[str]:
     """The identity of each group: its name; a whole file's own; what it was called before; else the first member's file's, made unique."""
-    own = [g.name or (g.members[0].person if not g.told else "") for g in groups]
+    own = [g.name or (g.members[0].person if not g.told and g.linked == "file" else "") for g in groups]
     taken = set(filter(None, own))
     before = [Counter(earlier[s.id] for s in g.members if s.id in earlier) for g in groups]
     claims = [

@@ -170,6 +170,13 @@ def test_a_face_that_cannot_be_told_may_be_anybody_in_its_file() -> None:
     assert who(found) == dict.fromkeys("abc", "film-file")
 
 
+def test_files_that_cannot_be_told_and_are_linked_to_one_film_are_not_one() -> None:
+    film = [sighting(f"a{k}", "a", embedding(k), span=(100 * k, 100 * k + 50)) for k in range(2)]
+    halves = [s for k in range(2) for s in (sighting(f"b{k}", f"b{k}", embedding(k)), sighting(f"h{k}", f"b{k}", span=(50, 60)))]
+    found = people([*film, *halves])
+    assert parts(found) == {("a0", "b0", "h0"), ("a1", "b1", "h1")} and len({p.identity for p in found}) == 2
+
+
 def test_a_face_turned_away_stays_with_its_file_and_would_not_across_files() -> None:
     turned = embedding(0) * 0.4 + embedding(1) * np.float32(np.sqrt(1 - 0.4**2))
     assert len(people([sighting("a", "x", embedding(0)), sighting("b", "x", turned, span=(20, 30))])) == 1
