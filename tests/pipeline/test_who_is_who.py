@@ -37,7 +37,7 @@ SPLITS = {"train": 0.5, "val": 0.5}
 def base(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     """Two people in four files that say nothing: hopper twice, in two sizes and rates; the astronaut; a re-encoded copy of hers; stills."""
     base = tmp_path_factory.mktemp("who")
-    write_clip(base / "clips/a_hopper.mp4", moving_face("hopper", 30))
+    write_clip(base / "clips/a_hopper.mp4", moving_face("hopper", 30, face_px=130.0))
     write_clip(base / "clips/b_astronaut.mp4", moving_face("astronaut", 30))
     write_clip(base / "clips/c_hopper.mp4", moving_face("hopper", 44, wh=(400, 360), face_px=150.0), 30)
     write_clip(base / "clips/d_copy.mp4", moving_face("astronaut", 30, wh=(480, 480), face_px=180.0))
