@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from stages.facealign import similarity
 from stages.head import canonical
 
 PATCH_PX = 32
@@ -18,15 +19,15 @@ def face_patch(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
 
     `picture` is uint8 RGB (H, W, 3), `points` a mesh (478, >=2) in its px.
     """
-    turn, shift = _onto_patch(points)
+    matrix = similarity(points[list(_ANCHORS), :2], canonical()[list(_ANCHORS), :2] * PATCH_PX * _FACE_SHARE + PATCH_PX / 2)
     low, high = points[:, :2].min(0) - 16, points[:, :2].max(0) + 16
     x0, y0 = np.clip(np.floor(low), 0, [picture.shape[1] - 1, picture.shape[0] - 1]).astype(int)
     x1, y1 = np.maximum(np.clip(np.ceil(high), 0, [picture.shape[1], picture.shape[0]]).astype(int), [x0 + 1, y0 + 1])
     grey = cv2.cvtColor(picture[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY)
-    shrink = round(1 / float(np.sqrt(np.linalg.det(turn))))
+    shrink = round(1 / float(np.hypot(*matrix[:, 0])))
     if shrink > 1:  # a large face would be sampled, not shrunk
         grey = cv2.blur(grey, (shrink, shrink))
-    matrix = np.c_[turn, shift + turn @ [x0, y0]]
+    matrix[:, 2] += matrix[:, :2] @ [x0, y0]
     patch = cv2.warpAffine(grey, matrix, (PATCH_PX, PATCH_PX), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
     patch -= cv2.GaussianBlur(patch, (0, 0), _SMOOTH_PX)
     patch -= patch.mean()
@@ -37,14 +38,3 @@ def face_patch(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
 def likeness(a: np.ndarray, b: np.ndarray) -> float:
     """Correlation of two patches, -1..1. Of one face 40 ms apart it is rarely below 0.65, of two people's rarely above 0.6."""
     return float(np.vdot(a, b))
-
-
-def _onto_patch(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least-squares similarity (Umeyama 1991) that takes the mesh to the middle of a patch: x' = turn @ x + shift."""
-    seen = points[list(_ANCHORS), :2].astype(np.float64)
-    wanted = canonical()[list(_ANCHORS), :2] * PATCH_PX * _FACE_SHARE + PATCH_PX / 2
-    s, w = seen - seen.mean(0), wanted - wanted.mean(0)
-    across = s[:, 0] * w[:, 1] - s[:, 1] * w[:, 0]
-    cosine, sine = np.array([(s * w).sum(), across.sum()]) / max(float((s**2).sum()), 1e-9)
-    turn = np.array([[cosine, -sine], [sine, cosine]])
-    return turn, wanted.mean(0) - turn @ seen.mean(0)
