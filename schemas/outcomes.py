@@ -31,7 +31,7 @@ REASONS: dict[str, str] = {
     "too_short": "shorter than `faces.min_clip_s`",
     "no_face": "no face was found",
     "lost_face": "the face was lost too often for one clip of at least `faces.min_clip_s`",
-    "face_too_small": "the face is smaller than `gates.min_face_px`",
+    "face_too_small": "the face is smaller than `gates.min_face_px`, or than `faces.min_track_px`",
     "face_fills_frame": "no room for a crop around the face inside the frame (`gates.min_crop_scale`)",
     "upscaled": "the crop would be enlarged by more than `gates.max_upscale`",
     "several_faces": "more than one face of comparable size in the picture",

@@ -51,6 +51,8 @@ class FacesConfig:
     max_hidden: float = 0.2  # share of the mouth, or of an eye, that a hand may cover
 
     def __post_init__(self) -> None:
+        if not 0 < self.min_clip_s <= self.max_clip_s:
+            raise ValueError("faces.min_clip_s must be above 0, and faces.max_clip_s not below it")
         if self.engine == "insightface" and not self.pack:
             raise ValueError("faces.pack: the engine insightface needs a folder with det_10g.onnx; `crosspair models list` says where from")
 
@@ -116,21 +118,31 @@ class Faces:
             raise Rejection("face_too_small", f"{shot.source.uri}: no face larger than {size:.0f} px", {"face_px": size})
         clips: list[Clip] = []
         free = 0  # output frames from here on belong to no earlier track
-        for track in large if self.config.everyone else one_at_a_time(large):
-            for begin, stop in stretches(track, self.config.max_hidden, every, len(source_frames)):
+        chosen = large if self.config.everyone else one_at_a_time(large)
+        for track in chosen:
+            for begin, stop in self._stretches(track, self.config.max_hidden, len(source_frames)):
                 first = begin if self.config.everyone else max(begin, free)
                 for a, b in self._spans(first, stop, min_frames):
                     clips += self._cut(shot, timing, source_frames, a, b, track, looks, picture_wh, out)
                 free = max(free, stop)
         if not clips:
-            hidden = any(f.hidden > self.config.max_hidden for t in large for f in t.faces)
             found = sum(bool(faces) for faces in looks.values())
             what = f"{shot.source.uri}: a face in {found} of {len(looks)} looks"
-            if hidden:
+            if any(self._only_hands_stand_between(track, len(source_frames), min_frames) for track in chosen):
                 raise Rejection("face_hidden", f"{what}, never long enough without a hand before it")
             raise Rejection("lost_face", f"{what}, never long enough")
         out.write(TRACKS, encode_tracks(tracks))
         return {"looks": len(looks), "tracks": len(tracks), "tracks_too_small": len(tracks) - len(large)}, clips
+
+    def _stretches(self, track: Track, max_hidden: float, stop: int) -> list[tuple[int, int]]:
+        """`stretches`; of two tracks that follow each other none takes frames of the other's, also where all are cut at once."""
+        every = self.config.survey_every
+        return stretches(track, max_hidden, (every - 1) // 2 if self.config.everyone else every - 1, stop)
+
+    def _only_hands_stand_between(self, track: Track, stop: int, min_frames: int) -> bool:
+        """Whether the track would have been long enough without hands."""
+        with_hands, without = (self._stretches(track, most, stop) for most in (np.inf, self.config.max_hidden))
+        return max(b - a for a, b in with_hands) >= min_frames > max((b - a for a, b in without), default=0)
 
     def _look(self, frames: Iterator[tuple[int, Any]]) -> tuple[dict[int, list[Face]], tuple[int, int]]:
         """All faces at every n-th output frame, and the picture's width and height."""
@@ -146,9 +158,12 @@ class Faces:
         return dict(self._survey(pictures())), wh
 
     def _spans(self, first: int, stop: int, min_frames: int) -> list[tuple[int, int]]:
-        """[first, stop) in equal parts no longer than a clip may be; none when they are too short."""
-        pieces = int(np.ceil((stop - first) / (self.config.max_clip_s * self.fps)))
+        """[first, stop) in equal parts no longer than a clip may be, or, where those would be too short, in parts as long as it may be."""
+        longest = max(min_frames, int(self.config.max_clip_s * self.fps))
+        pieces = int(np.ceil((stop - first) / longest))
         bounds = np.linspace(first, stop, pieces + 1).astype(int)
+        if min(np.diff(bounds), default=0) < min_frames:
+            bounds = np.arange(first, stop + 1, longest)
         return [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if b - a >= min_frames]
 
     def _cut(
@@ -171,14 +186,14 @@ class Faces:
         part = source_frames[first:stop]
         names = (f"part-{track.number}-{first + k}.mp4" for k in range(len(part)))
         frames = frames_at_rate(out.source(shot.source), timing, part)
-        for piece in self._follower(frames, first, crop, track, names, out):
-            if len(piece.points) < round(self.config.min_clip_s * self.fps):
-                out.drop(piece.name)
-                continue
+        for piece in self._follower(frames, first, crop, track, looks, names, out):
             begin = first + piece.first
             seen = [(k, f) for k, f in zip(track.frames, track.faces, strict=True) if begin <= k < begin + len(piece.points)]
+            if not seen or len(piece.points) < round(self.config.min_clip_s * self.fps):  # nobody saw whose face it is, or too short
+                out.drop(piece.name)
+                continue
             others = [(f.box, np.array([o.box for o in looks[k] if o is not f]).reshape(-1, 4)) for k, f in seen]
-            known = {"other_faces": other_faces(others, crop), "hidden": max((f.hidden for _, f in seen), default=0.0)}
+            known = {"other_faces": other_faces(others, crop), "hidden": max(f.hidden for _, f in seen)}
             start_s = float(timing.times[shot.first_frame]) + begin / self.fps
             shown = part[piece.first : piece.first + len(piece.points)]
             yield self._finish(shot, timing, shown, start_s, crop, piece, track.number, known, picture_wh, out)

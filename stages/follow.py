@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,11 @@ from stages.measures import FacePicture, picture_scores
 from stages.mesh import FaceMesh
 from stages.outputs import Outputs
 from stages.patch import face_patch, likeness
-from stages.survey import overlap
-from stages.tracks import Track
+from stages.survey import SAME_FACE, overlap
+from stages.tracks import Face, Track
 
 Crop = tuple[int, int, int]  # x0, y0, side in px of the upright source frame
-_MIN_OVERLAP = 0.2  # of the mesh's box with the track's, where the whole picture was looked at
+_VIEW = 1.6  # face sizes around the track's face that are left to see, where the mesh must be told which face is meant
 _MEASURE_EVERY = 5  # frames between two measurements of what changes slowly
 
 
@@ -42,7 +42,7 @@ class Follower:
     """Follows tracks one after the other with one mesh network.
 
     A piece ends where the face is lost; where it moves by more than `max_jump` face sizes from one frame to the next; where it looks
-    less like itself one frame before than `min_likeness`, as at a cut that nobody marked; and where it is not where the track is.
+    less like itself one frame before than `min_likeness`, as at a cut that nobody marked; and where it is another track's face.
     """
 
     def __init__(self, fps: int, size_px: int, max_jump: float, min_likeness: float) -> None:
@@ -50,18 +50,23 @@ class Follower:
         self._mesh = FaceMesh()
 
     def __call__(
-        self, frames: Iterator[tuple[int, Any]], offset: int, crop: Crop, track: Track, names: Iterator[str], out: Outputs
+        self,
+        frames: Iterator[tuple[int, Any]],
+        offset: int,
+        crop: Crop,
+        track: Track,
+        looks: Mapping[int, Sequence[Face]],
+        names: Iterator[str],
+        out: Outputs,
     ) -> Iterator[Piece]:
-        """Pieces, each as soon as its file is whole. `frames` count from `offset` in the shot; repeated frames are the same object."""
+        """Pieces, each as soon as its file is whole. `frames` count from `offset` in the shot, `looks` are all faces of the shot at some
+        of its frames; repeated frames are the same object."""
         self._mesh.reset()
         writer: VideoWriter | None = None
         piece, patch, before = Piece("", 0), np.zeros(0), None
         for k, frame in frames:
             picture = cut_square(frame.rgb, crop, self._size_px)
-            points = self._mesh(picture)
-            box = track.box_at(offset + k)
-            if points is not None and box is not None and overlap(self._in_source(points, crop), box) < _MIN_OVERLAP:
-                points = None
+            points = self._find(picture, crop, track, looks, offset + k, begins=before is None)
             last_patch, alike = patch, 1.0
             if points is not None:
                 patch = face_patch(picture, points)
@@ -88,14 +93,49 @@ class Follower:
             writer.close()
             yield piece
 
+    def _find(
+        self, picture: np.ndarray, crop: Crop, track: Track, looks: Mapping[int, Sequence[Face]], frame: int, *, begins: bool
+    ) -> np.ndarray | None:
+        """The mesh of the track's face, None where it is lost. The mesh network holds on to any face, so it is told which one is meant at
+        the beginning and wherever the whole picture was looked at and it sits on another."""
+        box = track.box_at(frame)
+        if begins:
+            near = box if box is not None else track.faces[int(np.argmin(np.abs(np.array(track.frames) - frame)))].box
+            if (points := self._mesh(_only(picture, near, crop))) is not None:
+                return points
+            self._mesh.reset()
+        points = self._mesh(picture)
+        if box is None:
+            return None if any(self._sits_on(points, other.box, crop) for other in looks.get(frame, ())) else points
+        if self._sits_on(points, box, crop):
+            return points
+        self._mesh.reset()
+        points = self._mesh(_only(picture, box, crop))
+        return points if self._sits_on(points, box, crop) else None
+
+    def _sits_on(self, points: np.ndarray | None, box: np.ndarray, crop: Crop) -> bool:
+        """Whether the mesh is of the face with this box (4,) in px of the source."""
+        if points is None:
+            return False
+        x0, y0, side = crop
+        return overlap(face_boxes(points[None])[0].astype(np.float64) * side / self._size_px + [x0, y0, x0, y0], box) >= SAME_FACE
+
     def _near(self, before: np.ndarray, now: np.ndarray) -> bool:
         size = np.ptp(before[:, 1])
         return float(np.linalg.norm(now[:, :2].mean(0) - before[:, :2].mean(0))) < self._max_jump * size
 
-    def _in_source(self, points: np.ndarray, crop: Crop) -> np.ndarray:
-        """The mesh's box (4,) in px of the source."""
-        x0, y0, side = crop
-        return face_boxes(points[None])[0].astype(np.float64) * side / self._size_px + [x0, y0, x0, y0]
+
+def _only(picture: np.ndarray, box: np.ndarray, crop: Crop) -> np.ndarray:
+    """The crop with all but the surroundings of one face, whose box (4,) is in px of the source, painted grey."""
+    x0, y0, side = crop
+    half = 0.5 * _VIEW * max(box[2] - box[0], box[3] - box[1])
+    middle = (box[:2] + box[2:]) / 2 - [x0, y0]
+    (left, top), (right, bottom) = (
+        np.clip(np.rint((middle + r) * len(picture) / side), 0, len(picture)).astype(int) for r in (-half, half)
+    )
+    shown = np.full_like(picture, 128)
+    shown[top:bottom, left:right] = picture[top:bottom, left:right]
+    return shown
 
 
 def cut_square(picture: np.ndarray, crop: Crop, size_px: int) -> np.ndarray:

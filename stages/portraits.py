@@ -14,12 +14,13 @@ from stages.encode import encode_png
 from stages.faces import STILL, TRACK, FacesConfig, encode_track
 from stages.follow import cut_square
 from stages.gates import score
-from stages.head import crop_square
+from stages.head import crop_square, face_boxes
 from stages.iris import iris_contrast
 from stages.measures import picture_scores, track_scores
 from stages.media import check_readable, read_image
 from stages.mesh import FaceMesh
 from stages.outputs import Outputs
+from stages.survey import SAME_FACE, overlap
 
 
 class Portraits:
@@ -53,6 +54,9 @@ class Portraits:
         points = self._mesh(image)
         if points is None:
             raise Rejection("no_face", f"{path}: the face is lost in its own crop")
+        x0, y0, side = crop
+        if overlap(face_boxes(points[None])[0] * side / self.size_px + [x0, y0, x0, y0], face.box) < SAME_FACE:
+            raise Rejection("several_faces", f"{path}: another face stands too near to the largest", {"faces": len(seen)})
         name = portrait_id(content)
         out.write(f"{name}.{STILL}", encode_png(image))
         out.write(f"{name}.{TRACK}", encode_track(points[None], np.zeros(1, np.int32)))

@@ -14,6 +14,8 @@ from stages.tracks import Face
 
 Detect = Callable[[np.ndarray], np.ndarray]
 
+SAME_FACE = 0.2  # overlap of two boxes that are one face's, by whatever means it was found
+_MESH_VIEWS = (2.0, 1.5, 1.2)  # box sizes around a face that the mesh sees; it takes one face, and in a wide view that may be another
 _HAND_VIEW = 2.4  # face sizes around a face in which a hand is looked for
 _HAND_VIEW_PX = 256
 _FLESH = 0.12  # hand sizes by which a hand is wider than the joints within it
@@ -49,12 +51,18 @@ class Survey:
         return [Face(box, face_patch(picture, mesh), self._hidden(picture, mesh)) for box, mesh in kept]
 
     def _mesh_near(self, picture: np.ndarray, box: np.ndarray) -> np.ndarray | None:
-        """Mesh (478, 3) in px of the picture, of the face in a detection box (4,)."""
-        x0, y0, x1, y1 = _around(box, 2.0, picture)
-        if min(x1 - x0, y1 - y0) < 16:
-            return None
-        points = self._mesh(picture[y0:y1, x0:x1])
-        return None if points is None else points + np.array([x0, y0, 0], np.float32)
+        """Mesh (478, 3) in px of the picture, of the face in a detection box (4,), and of no other that stands beside it."""
+        for scale in _MESH_VIEWS:
+            x0, y0, x1, y1 = _around(box, scale, picture)
+            if min(x1 - x0, y1 - y0) < 16:
+                return None
+            points = self._mesh(picture[y0:y1, x0:x1])
+            if points is None:
+                continue
+            points = points + np.array([x0, y0, 0], np.float32)
+            if overlap(face_boxes(points[None])[0].astype(np.float64), box) >= SAME_FACE:
+                return points
+        return None
 
     def _hidden(self, picture: np.ndarray, mesh: np.ndarray) -> float:
         """Share (0..1) of the mouth, or of an eye if that is more, that hands cover."""

@@ -134,29 +134,37 @@ def _next_best(alike: np.ndarray, t: int, f: int) -> float:
 
 
 def one_at_a_time(tracks: Iterable[Track]) -> list[Track]:
-    """The tracks largest for longest of those that overlap in time, in order of time."""
+    """At each time the track that is largest for longest, and of the others what lies outside its time; in order of time."""
     chosen: list[Track] = []
     for track in sorted(tracks, key=lambda t: (-sum(f.size for f in t.faces), t.number)):
-        if all(track.frames[-1] < other.frames[0] or other.frames[-1] < track.frames[0] for other in chosen):
-            chosen.append(track)
+        spans = [(other.frames[0], other.frames[-1]) for other in chosen]
+        part = Track(track.number)
+        for frame, face in zip(track.frames, track.faces, strict=True):
+            if not any(first <= frame <= last for first, last in spans):
+                part.frames.append(frame)
+                part.faces.append(face)
+            elif part.frames:
+                chosen.append(part)
+                part = Track(track.number)
+        chosen += [part] if part.frames else []
     return sorted(chosen, key=lambda t: t.frames[0])
 
 
-def stretches(track: Track, max_hidden: float, every: int, stop: int) -> list[tuple[int, int]]:
+def stretches(track: Track, max_hidden: float, beyond: int, stop: int) -> list[tuple[int, int]]:
     """[first, stop) of output frames in which the face may stand free, of a shot of `stop` frames.
 
-    Where the track begins or ends by itself, up to the look before or after it, since the face may have come or gone in between;
-    where a hand covers the face, from clear look to clear look.
+    Where the track begins or ends by itself, `beyond` frames more, since the face may have come or gone between two looks; where a hand
+    covers the face, from clear look to clear look.
     """
     clear = [f.hidden <= max_hidden for f in track.faces]
     found: list[tuple[int, int]] = []
     begin: int | None = None
     for i, (frame, free) in enumerate(zip(track.frames, clear, strict=True)):
         if free and begin is None:
-            begin = max(frame - every + 1, 0) if i == 0 else frame
+            begin = max(frame - beyond, 0) if i == 0 else frame
         last = i + 1 == len(clear)
         if begin is not None and (last or not clear[i + 1]):
             if free:
-                found.append((begin, min(frame + every, stop) if last else frame + 1))
+                found.append((begin, min(frame + beyond + 1, stop) if last else frame + 1))
             begin = None
     return found

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
+import cv2
 import numpy as np
 import pytest
 from faceclips import AUDIO_HZ, click, moving_face, noise, photograph, tone, write_clip
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from schemas.arrays import decode_arrays
@@ -25,7 +30,7 @@ from stages.head import canonical
 from stages.ingest import Ingest, IngestConfig, Timing, frame_map
 from stages.outputs import Outputs
 from stages.portraits import Portraits, portrait_of_clip
-from stages.survey import covered, other_faces, overlap
+from stages.survey import Survey, covered, other_faces, overlap
 
 SIZE, FPS = 128, 25
 
@@ -273,6 +278,32 @@ def test_other_faces_count_where_they_are_large_and_in_the_crop() -> None:
     assert other_faces([], crop) == 0.0
 
 
+def test_everyones_clips_share_no_frame_where_one_track_follows_another(tmp_path: Path) -> None:
+    """She jumps farther than a track reaches."""
+    a = list(moving_face(frames=55, wh=(500, 300), face_px=110))
+    path = write_clip(tmp_path / "a.mp4", [*(np.roll(p, -90, 1) for p in a), *(np.roll(p, 90, 1) for p in a)])
+    first, second = Faces(FacesConfig(everyone=True), FPS, SIZE)(as_one_shot(path, tmp_path), Outputs(DiskStore(tmp_path), "faces/a"))[1]
+    assert first.last_frame < second.first_frame
+
+
+def test_parts_that_would_be_too_short_become_as_long_as_they_may(tmp_path: Path) -> None:
+    stage = Faces(FacesConfig(min_clip_s=8.0, max_clip_s=10.0), FPS, SIZE)
+    assert stage._spans(0, 260, 200) == [(0, 250)]
+    assert stage._spans(5, 505, 200) == [(5, 255), (255, 505)]
+    with pytest.raises(ValueError, match="max_clip_s not below it"):
+        FacesConfig(min_clip_s=2.0, max_clip_s=1.0)
+
+
+@given(st.integers(0, 1000), st.integers(1, 3000), st.integers(1, 60), st.integers(1, 300))
+def test_parts_are_in_order_within_bounds_and_of_allowed_length(first: int, length: int, min_frames: int, more: int) -> None:
+    config = FacesConfig(min_clip_s=min_frames / FPS, max_clip_s=(min_frames + more) / FPS)
+    spans = Faces._spans(SimpleNamespace(config=config, fps=FPS), first, first + length, min_frames)  # type: ignore[arg-type]
+    assert all(min_frames <= b - a <= min_frames + more for a, b in spans)
+    assert all(before[1] == after[0] for before, after in pairwise(spans))
+    assert not spans or (spans[0][0] == first and spans[-1][1] <= first + length)
+    assert sum(b - a for a, b in spans) > length - min_frames  # what is left is too short for a clip
+
+
 def test_long_tracks_become_several_clips_without_a_gap(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", moving_face(frames=75), sound=tone(3.0))
     clips = faces(path, tmp_path, max_clip_s=1.2)
@@ -409,6 +440,26 @@ def test_two_faces_side_by_side_are_several(tmp_path: Path) -> None:
     a, b = (moving_face(w, 32, wh=(160, 320), face_px=120) for w in ("astronaut", "hopper"))
     path = write_clip(tmp_path / "a.mp4", (np.concatenate(p, 1) for p in zip(a, b, strict=True)))
     assert {decide(c.scores, FaceGates()).reason for c in faces(path, tmp_path)} == {"several_faces"}
+
+
+def beside(large: str, small: str, small_px: float) -> Iterator[np.ndarray]:
+    """A face of 200 px in the middle, a smaller one as near to it as heads can be."""
+    mask = np.zeros((160, 160, 1), np.uint8)
+    cv2.ellipse(mask, (80, 80), (int(0.42 * small_px), int(0.6 * small_px)), 0, 0, 360, 1, -1)
+    for picture, other in zip(moving_face(large, 32, (500, 400), 200), moving_face(small, 32, (160, 160), small_px), strict=True):  # type: ignore[arg-type]
+        picture = picture.copy()
+        picture[120:280, 295:455] = np.where(mask > 0, other, picture[120:280, 295:455])
+        yield picture
+
+
+@pytest.mark.parametrize("small_px", [95.0, 110.0])
+@pytest.mark.parametrize(("large", "small"), [("astronaut", "hopper"), ("hopper", "astronaut")])
+def test_a_smaller_face_beside_it_does_not_take_the_largers_place(tmp_path: Path, large: str, small: str, small_px: float) -> None:
+    seen = Survey().look(next(beside(large, small, small_px)))
+    assert [f.centre[0] > 320 for f in seen] == [False, True]
+    clips = faces(write_clip(tmp_path / "a.mp4", beside(large, small, small_px)), tmp_path)
+    assert [clip.frames for clip in clips] == [32]
+    assert clips[0].scores["face_px"] > 150
 
 
 def test_overlap_of_boxes() -> None:

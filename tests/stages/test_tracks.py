@@ -110,6 +110,15 @@ def test_tracks_that_are_taken_do_not_overlap_and_the_largest_is_among_them(look
     assert not tracks or max(weight.values()) in [weight[t.number] for t in taken]
 
 
+def test_of_a_track_that_meets_a_larger_one_the_rest_is_taken() -> None:
+    """One shared look does not cost all that comes after it."""
+    main = Track(0, [0, 5, 10], [face(0)] * 3)
+    other = Track(1, [5, 10, 15, 20], [face(300, size=50)] * 4)
+    around = Track(2, [-5, 0, 5, 25], [face(600, size=40)] * 4)
+    taken = one_at_a_time([main, other, around])
+    assert [(t.number, t.frames) for t in taken] == [(2, [-5]), (0, [0, 5, 10]), (1, [15, 20]), (2, [25])]
+
+
 def seen(*hidden: float, first: int = 0) -> Track:
     return Track(0, [first + EVERY * i for i in range(len(hidden))], [face(0, hidden=h) for h in hidden])
 
@@ -127,13 +136,13 @@ def seen(*hidden: float, first: int = 0) -> Track:
     ],
 )
 def test_a_hand_parts_a_track_from_clear_look_to_clear_look(track: Track, stop: int, expected: list[tuple[int, int]]) -> None:
-    assert stretches(track, 0.3, EVERY, stop) == expected
+    assert stretches(track, 0.3, EVERY - 1, stop) == expected
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1), st.integers(0, 30), st.integers(1, 5))
 def test_stretches_are_apart_and_hold_every_clear_look_and_no_other(hidden: list[float], first: int, more: int) -> None:
     track = seen(*hidden, first=first)
     stop = track.frames[-1] + more
-    held = [k for a, b in stretches(track, 0.3, EVERY, stop) for k in range(a, b)]
+    held = [k for a, b in stretches(track, 0.3, EVERY - 1, stop) for k in range(a, b)]
     assert held == sorted(set(held)) and all(0 <= k < stop for k in held)
     assert set(held) & set(track.frames) == {k for k, h in zip(track.frames, hidden, strict=True) if not h}
