@@ -27,6 +27,7 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _MIN_INTERLACED_PX = 16  # bwdif wants a few lines and columns in each plane
 _SEEK_BACK_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # a stream may be joined only at a key frame; few are 16 s apart
 _FIELDS_APART = {"mpegts", "mpeg", "h264"}  # here the two fields of an interlaced picture may be packets of their own
+_BEGINS_IN_USE = {"mpegts", "mpeg", "ogg"}
 _NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 DISORDER_S = 0.5  # time stamps out of order by no more than this belong together
 
@@ -275,11 +276,22 @@ def _open_stream(path: Path) -> Iterator[tuple[av.container.InputContainer, av.V
         yield container, stream
 
 
+def _begin_s(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """When the container's time begins, in s: with its first stream; but where ffmpeg lets it begin with the first one in use, with that,
+    since the sound comes from ffmpeg."""
+    if _BEGINS_IN_USE & set(container.format.name.split(",")):
+        sound = default_stream(container.streams.audio)
+        begins = [float(s.start_time * s.time_base) for s in (stream, sound) if s and s.start_time is not None and s.time_base]
+        if begins:
+            return min(begins)
+    return (container.start_time or 0) / av.time_base
+
+
 def _source_frame(
     container: av.container.InputContainer, stream: av.VideoStream, index: int, raw: av.VideoFrame, turn: tuple[int, int, int, int]
 ) -> SourceFrame:
     if has_timestamps(container) and raw.pts is not None:
-        return SourceFrame(index, raw.pts, raw.time - (container.start_time or 0) / av.time_base, raw, turn)
+        return SourceFrame(index, raw.pts, raw.time - _begin_s(container, stream), raw, turn)
     return SourceFrame(index, -1, index / float(stream.average_rate or stream.guessed_rate or 25), raw, turn)
 
 

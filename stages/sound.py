@@ -39,7 +39,7 @@ def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float)
     source = ffmpeg.input(f"file:{path.absolute()}", protocol_whitelist="file,pipe", format_whitelist=FORMATS)
     resampled = source[sound_at].filter("aresample", SAMPLE_RATE_HZ, **{"async": 1, "first_pts": 0})
     sound = resampled.output("-", format="s16le", ac=1, ar=SAMPLE_RATE_HZ, acodec="pcm_s16le", t=duration_s, threads=1)
-    # MPEG-TS, MPEG-PS and Ogg start where the first stream in use does: the picture is in use, so that late sound stays late
+    # MPEG-TS, MPEG-PS and Ogg begin where the first stream in use does (as in media.py): the picture is in use, so late sound stays late
     picture = source[picture_at].output("-", format="null", vcodec="copy", t=duration_s)
     streams = ffmpeg.merge_outputs(sound, picture).global_args("-nostdin", "-loglevel", "error")
     whole = False

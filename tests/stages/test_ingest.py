@@ -267,6 +267,17 @@ def test_late_sound_lies_where_the_picture_has_it(tmp_path: Path) -> None:
     assert np.flatnonzero(sound > 5000)[0] / AUDIO_HZ == pytest.approx(0.9, abs=0.03)
 
 
+def test_a_stream_that_nobody_uses_moves_neither_sound_nor_picture(tmp_path: Path) -> None:
+    """As a second language of a broadcast that begins a second earlier."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-itsoffset", "1", "-f", "lavfi", "-i", "testsrc=s=64x64:r=25:d=3"]
+    command += ["-itsoffset", "1", "-f", "lavfi", "-i", "aevalsrc='0.5*sin(2765*t)*gt(t,1)':d=3:s=16000", "-f", "lavfi", "-i", "sine=d=4"]
+    command += ["-map", "0:v", "-map", "1:a", "-map", "2:a", "-c:v", "mpeg2video", "-c:a", "mp2"]
+    subprocess.run([*command, str(tmp_path / "a.ts")], check=True)
+    _, (shot,), out = ingest(tmp_path / "a.ts", tmp_path)
+    first_s = Timing.read(out.path("timing.npz")).times[shot.first_frame]
+    assert np.flatnonzero(sound_of(out) > 5000)[0] / AUDIO_HZ - first_s == pytest.approx(1.0, abs=0.04)
+
+
 _EVEN_MS = list(range(0, 2000, 40))
 _UNEVEN_MS = [0, 40, 80, 200, 240, 400, 410, 420, 430, *range(600, 2000, 40)]
 
