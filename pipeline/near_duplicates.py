@@ -27,11 +27,11 @@ class Pictures:
 
 
 def near_duplicates(units: Iterable[Pictures], max_distance: float) -> dict[str, str]:
-    """Unit -> the one whose copy it is: known before it, or else first by URI and id.
+    """Unit -> the one whose copy it is: of those that stay the nearest, or else the first by URI and id.
 
-    A copy differs by at most `max_distance` bits of 64 on average over the looks. Units of one source are never copies of each other,
-    since they are other moments or other faces; nor are clips of other lengths. A copy stands for nothing: what is like it and not like
-    the one that it is a copy of stays.
+    Who is known stays before who is not, then who is first by URI and id. A copy differs by at most `max_distance` bits of 64 on average
+    over the looks. Units of one source are never copies of each other, since they are other moments or other faces; nor are clips of other
+    lengths. A copy stands for nothing: what is like it and not like the one that it is a copy of stays.
     """
     by_looks: defaultdict[int, list[Pictures]] = defaultdict(list)
     for unit in sorted(units, key=lambda u: (not u.known, u.uri, u.id)):
@@ -47,14 +47,25 @@ def _copies(units: list[Pictures], looks: int, max_distance: float) -> dict[str,
     frames = np.array([u.frames for u in units])
     source = np.unique([u.source for u in units], return_inverse=True)[1]
     least = BITS * looks - 2 * max_distance * looks
-    found: dict[str, str] = {}
+
+    def likeness(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """(rows, others): their product where they are copies of each other, else -inf."""
+        like = signs[rows] @ signs[others].T
+        like[np.abs(frames[rows][:, None] - frames[others]) > _MAX_FRAMES_APART] = -np.inf
+        like[(source[rows][:, None] == source[others]) | (like < least)] = -np.inf
+        return like
+
+    is_copy = np.zeros(len(units), bool)
     for first in range(0, len(units), _ROWS):
-        stop = min(first + _ROWS, len(units))
-        near = signs[first:stop] @ signs[:stop].T >= least
-        near &= np.abs(frames[first:stop, None] - frames[:stop]) <= _MAX_FRAMES_APART
-        near &= source[first:stop, None] != source[:stop]
+        rows = np.arange(first, min(first + _ROWS, len(units)))
+        near = likeness(rows, np.arange(rows[-1] + 1)) > -np.inf
         for k, j in np.argwhere(np.tril(near, first - 1)):
-            one, other = units[first + k].id, units[j].id
-            if one not in found and other not in found:
-                found[one] = other
+            is_copy[first + k] |= not is_copy[j]
+    # Whose copy: not by who was known, since those that stay are known the next time.
+    stay = np.array(sorted(np.flatnonzero(~is_copy), key=lambda k: (units[k].uri, units[k].id)))
+    found: dict[str, str] = {}
+    copied = np.flatnonzero(is_copy)
+    for first in range(0, len(copied), _ROWS):
+        rows = copied[first : first + _ROWS]
+        found |= {units[k].id: units[stay[j]].id for k, j in zip(rows, likeness(rows, stay).argmax(1), strict=True)}
     return found
