@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -38,9 +38,9 @@ def likenesses(records: Mapping[str, Record]) -> dict[str, Likeness]:
 
 
 def copies(
-    units: Sequence[Clip] | Sequence[PortraitUnit], found: Mapping[str, Likeness], config: IdentityConfig, known: Earlier
+    units: Sequence[Clip] | Sequence[PortraitUnit], found: Mapping[str, Likeness], config: IdentityConfig, known: Set[str]
 ) -> dict[str, str]:
-    """Unit -> the one of which it is a near duplicate. `units`: accepted ones of one kind."""
+    """Unit -> the one of which it is a near duplicate. `units`: accepted ones of one kind; `known`: units accepted before."""
     if not config.finds_duplicates:
         return {}
     pictures = [
@@ -50,7 +50,7 @@ def copies(
             uri=u.source.uri,
             frames=u.frames if isinstance(u, Clip) else 1,
             hashes=found[u.id].hashes,
-            known=u.id in known.identity,
+            known=u.id in known,
         )
         for u in units
         if u.id in found

@@ -97,8 +97,9 @@ def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceF
     # What is said of a source is what the manifest says now, not what it said when the file was looked through.
     by_id, images_by_id = {s.id: s for s in clip_sources}, {s.id: s for s in image_sources}
     shots = [replace(s, source=by_id[r.unit]) for r in ingest.values() if r.unit in by_id for s in _units(Shot, r.children)]
-    duplicates = _duplicates(clip_sources, ingest, {r["source"] for r in tables.load(root, "clips")})
-    duplicates |= _duplicates(image_sources, portraits, {r["source"] for r in tables.load(root, "portraits")})
+    clip_rows, still_rows = tables.load(root, "clips"), tables.load(root, "portraits")
+    duplicates = _duplicates(clip_sources, ingest, {r["source"] for r in clip_rows})
+    duplicates |= _duplicates(image_sources, portraits, {r["source"] for r in still_rows})
     firsts = [s for s in shots if s.source.id not in duplicates and s.id in found]
     clips = _by_id(replace(c, source=s.source) for s in firsts for c in _units(Clip, found[s.id].children))
     images = [r for r in portraits.values() if r.unit in images_by_id and r.unit not in duplicates]
@@ -106,8 +107,11 @@ def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceF
     clip_verdicts = {c.id: gates.decide(c.scores, config.gates) for c in clips}
     still_verdicts = {p.id: gates.decide(p.scores, config.portrait_gates) for p in stills}
     known, looks = Earlier.of(tables.load(root, "identities")), likenesses(identity)
-    near_duplicates = copies([c for c in clips if clip_verdicts[c.id].accepted], looks, config.identity, known)
-    near_duplicates |= copies([p for p in stills if still_verdicts[p.id].accepted], looks, config.identity, known)
+    # The table of identities is written with the plan only, to which the session that accepted them may not have come.
+    before = known.identity.keys() | {r["clip"] for r in clip_rows if r["outcome"] == Outcome.DONE}
+    before |= {r["portrait"] for r in still_rows if r["outcome"] == Outcome.DONE}
+    near_duplicates = copies([c for c in clips if clip_verdicts[c.id].accepted], looks, config.identity, before)
+    near_duplicates |= copies([p for p in stills if still_verdicts[p.id].accepted], looks, config.identity, before)
     for verdicts in (clip_verdicts, still_verdicts):
         verdicts |= {u: Verdict(False, "near_duplicate") for u in verdicts.keys() & near_duplicates}
     accepted_stills = [p for p in stills if still_verdicts[p.id].accepted]

@@ -216,6 +216,19 @@ def test_copies_are_found_without_a_network_when_asked_for(copied: str, base: Pa
     assert {Path(c["uri"]).name for c in load(Path(copied), "clips") if c["reason"] == "near_duplicate"} == {"d_copy.mp4"}
 
 
+def test_who_was_accepted_before_any_plan_is_known_too(base: Path, tmp_path: Path) -> None:
+    """As after `--until prepare`, or a kill before the plan: a copy that is listed later and comes first by URI takes nobody's place."""
+    for folder in ("clips", "images"):
+        shutil.copytree(base / folder, tmp_path / folder)
+    (tmp_path / "clips/d_copy.mp4").rename(tmp_path / "0_copy.mp4")
+    settings = config("run", identity=IDENTITY | {"model": str(base / "net.onnx")})
+    run(settings, base=tmp_path, watcher=Silent(), until="prepare")
+    (tmp_path / "0_copy.mp4").rename(tmp_path / "clips/0_copy.mp4")
+    run(settings, base=tmp_path, watcher=Silent(), until="prepare")
+    copies = [Path(c["uri"]).name for c in load(tmp_path / "run", "clips") if c["reason"] == "near_duplicate"]
+    assert copies == ["0_copy.mp4"]
+
+
 def test_names_of_the_manifest_that_the_network_takes_for_one_are_told_of(copied: str, base: Path) -> None:
     (base / "said.csv").write_text("uri,identity\nclips/a_hopper.mp4,grace\nclips/c_hopper.mp4,ann\nclips/b_astronaut.mp4,eileen\n")
     watcher = Silent()
