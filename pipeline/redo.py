@@ -95,6 +95,8 @@ def _redone(
         again = set().union(*units.values()) - stand
         if before["fingerprints"].get(stage) == prints[stage] and not again_in & set(_AFTER[stage]):
             again &= due.get(stage, set())  # the others are not there any more with the present settings
+        if stage == "identity" and not config.identity.measures:
+            again = set()  # the network was taken away: nothing is embedded any more
         if again:
             again_in.add(stage)
         made_with = next((h["config"] for h in reversed(history) if units.get(h["fingerprints"].get(stage), set()) & again), None)
@@ -105,7 +107,7 @@ def _redone(
 def _why(stage: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], again_in: set[str]) -> str:
     if before is None:
         return "made with settings that are not on record"
-    sections = [(s, before.get(s, _DEFAULTS[s])) for s in _SECTIONS[stage]]
+    sections = [(s, _with_defaults(before.get(s), _DEFAULTS[s])) for s in _SECTIONS[stage]]
     changes = [c for section, was in sections for c in _changes(was, now[section], section)]
     reasons = [f"{field} {change}" for field, change in changes if field not in _DECIDES]
     reasons += [f"after {other}" for other in _AFTER[stage] if other in again_in]
@@ -116,10 +118,18 @@ def _decisions(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tu
     for section in _DECIDES:
         name, _, field = section.partition(".")
         was, is_now = before.get(name), now[name]
+        was = None if was is None else _with_defaults(was, _DEFAULTS[name])
         if field and was is not None:
             was, is_now = was.get(field), is_now[field]
         if was is not None:  # else an older run, which knew no such section
             yield from ((section, *change) for change in _changes(was, is_now, section))
+
+
+def _with_defaults(section: Any, defaults: Any) -> Any:
+    """A section as a run began with it; fields that it did not know are as they are by default."""
+    if section is None or not isinstance(defaults, Mapping):
+        return defaults if section is None else section
+    return {**defaults, **{key: _with_defaults(value, defaults.get(key)) for key, value in section.items()}}
 
 
 def _changes(before: Any, now: Any, name: str) -> Iterator[tuple[str, str]]:

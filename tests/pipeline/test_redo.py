@@ -103,6 +103,17 @@ def test_without_the_old_settings_it_says_so(copied: Path, world: World) -> None
     )
 
 
+def test_what_an_older_run_did_not_know_was_as_it_is_by_default(copied: Path, world: World) -> None:
+    before = read_run_file(copied)
+    older = {k: v for k, v in before["config"].items() if k not in ("identity", "controls")}
+    older["faces"] = {k: v for k, v in older["faces"].items() if k not in ("everyone", "digest")}
+    older["gates"] = {k: v for k, v in older["gates"].items() if k != "max_clipped"}
+    changed = run_of(copied, world.config, faces=replace(world.config.faces, crop_scale=2.0), gates=FaceGates(max_clipped=0.4))
+    said = foresee(copied, changed, before | {"config": older}, dict)
+    assert [s.split(": ", 2)[-1] for s in said if s.startswith("faces")] == ["faces.crop_scale 2.2 -> 2.0"]
+    assert [s.split(":")[0] for s in said if s.startswith("gates")] == ["gates.max_clipped 0.5 -> 0.4"]
+
+
 def test_history_holds_each_state_once() -> None:
     a, b = {"fingerprints": {"x": "1"}, "config": {"k": 1}}, {"fingerprints": {"x": "2"}, "config": {"k": 2}}
     assert remember(a, {"x": "1"}) == []
