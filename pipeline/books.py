@@ -25,6 +25,7 @@ class Summary:
     clips: dict[str, int] = field(default_factory=dict)
     pairs: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
+    unidentified: int = 0  # clips and portraits of whom nobody could say who they are: the stage failed
     samples: int = 0
     shards: str = ""  # where the pair set is
 
@@ -140,6 +141,7 @@ def summarise(root: Store, config: RunConfig, prepared: Prepared, generated: Gen
         clips=count(clips),
         pairs=count([o for o, _ in pairs]),
         reasons={r: reasons.count(r) for r in sorted(set(reasons))},
+        unidentified=sum(r.outcome in (Outcome.FAILED, Outcome.QUARANTINED) for r in prepared.identity.values()),
         samples=read_index(folder).num_rows if packed else 0,
         shards=str(folder) if packed else "",
     )

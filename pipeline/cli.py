@@ -68,6 +68,10 @@ def run(
         console.print(f"{name}: " + (", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "none"))
     if summary.reasons:
         console.print("reasons: " + ", ".join(f"{n} {reason}" for reason, n in summary.reasons.items()))
+    if summary.unidentified:
+        console.print(
+            f"{summary.unidentified} could not be looked at by the identity network; `crosspair retry {settings.run}` takes them up"
+        )
     if summary.shards:
         console.print(f"{summary.samples} samples in {summary.shards}")
 
@@ -142,7 +146,9 @@ def replay(
 
     found = find(run_, unit, stage)
     try:
-        console.print_json(data=found.run())
+        made = found.run()
+        made["data"].pop("embedding", None)  # biometric: it lies in the ledger and is shown nowhere
+        console.print_json(data=made)
     except Rejection as e:
         console.print(f"rejected: {e.reason}: {e}", markup=False)
         console.print_json(data=e.scores)

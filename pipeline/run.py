@@ -182,9 +182,10 @@ def _plan(root: Store, config: RunConfig, state: Prepared, watcher: Watcher) -> 
     }
     people = identity_rows(state.people, tables.load(root, "identities"), config.splits, settings.seed, counts)
     tables.save(root, "identities", people)  # before the pairs: whoever is in one has a split that is kept
-    for row in people:
-        if row["doubts"]:
-            watcher.say(f"warning: the manifest says two people, the network says one: {row['identity']} and {row['doubts']}")
+    for person in state.people:
+        for other, alike in person.doubts:
+            if person.name < other:  # said of both
+                watcher.say(f"warning: the manifest says two people, the network says one: {person.name} and {other} ({alike:.2f})")
     earlier = tables.load_pairs(root)
     resting = {p.pair for p in earlier} - {p.pair for p in read_generated(root, config, state, earlier).live()}
     new = grow(

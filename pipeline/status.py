@@ -68,11 +68,14 @@ def _expected(root: Place, records: dict[str, dict[str, Any]], identifies: bool,
     """Units that each stage should have by the tables and by what the stage before it has made; `settled` ones need none."""
     sources = tables.load(root, "sources")
     pairs = [p for p in tables.load(root, "pairs") if p["pair"] not in settled]
+    shots = {c["id"] for r in records["ingest"].values() for c in r.children}
+    images = {s["source"] for s in sources if s["kind"] == "portrait"}
+    made = [r for stage, units in (("faces", shots), ("portraits", images)) for u, r in records[stage].items() if u in units]
     return {
         "ingest": {s["source"] for s in sources if s["kind"] == "clip"},
-        "faces": {c["id"] for r in records["ingest"].values() for c in r.children},
-        "portraits": {s["source"] for s in sources if s["kind"] == "portrait"},
-        "identity": {c["id"] for stage in ("faces", "portraits") for r in records[stage].values() for c in r.children if identifies},
+        "faces": shots,
+        "portraits": images,
+        "identity": {c["id"] for r in made for c in r.children if identifies},
         "motion": {p["clip"] for p in pairs},
         "reenact": {p["pair"] for p in pairs},
         "regions": {u for u, r in records["reenact"].items() if r.outcome == Outcome.DONE},

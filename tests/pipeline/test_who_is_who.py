@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from tinynet import tiny_network
 
 from pipeline.config import RunConfig, fingerprints
 from pipeline.identities import Person
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, LedgerWriter
 from pipeline.people import identity_rows
 from pipeline.plan import split_of
 from pipeline.replay import find
@@ -28,8 +30,10 @@ from pipeline.tables import SCHEMAS, load
 from pipeline.verify import verify
 from schemas.config import parse_config
 from schemas.ids import file_digest, sha256_of
+from schemas.outcomes import Outcome
 from stages.identity import IdentityConfig
 
+CROSSPAIR = Path(sys.executable).with_name("crosspair")
 SPLITS = {"train": 0.5, "val": 0.5}
 
 
@@ -127,6 +131,27 @@ def test_a_unit_of_the_stage_can_be_replayed(known: tuple[Path, Silent]) -> None
         unit = next(r[kind[:-1]] for r in load(known[0], kind) if kind == "clips" or not r["clip"])
         record = next(r for r in Ledger(known[0]).history("identity") if r.unit == unit)
         assert find(known[0], unit, "identity").run()["data"] == record.data
+    shown = subprocess.run([CROSSPAIR, "replay", known[0], unit, "--stage", "identity"], capture_output=True, text=True, check=True)
+    assert '"agreement"' in shown.stdout and "embedding" not in shown.stdout  # biometric data is not for screens and logs
+
+
+def test_units_of_sources_that_were_replaced_are_not_left_to_do(copied: str) -> None:
+    record = next(r for r in Ledger(copied).history("faces") if r.children)
+    writer = LedgerWriter(copied, "faces")
+    writer.add(replace(record, unit="of a file that was replaced", children=[record.children[0] | {"id": "gone"}]))
+    writer.flush()
+    assert status(copied)["stages"]["identity"]["left"] == 0
+
+
+def test_who_could_not_be_looked_at_is_counted(copied: str, base: Path) -> None:
+    """All records of the stage taken away, but for one that failed."""
+    record = next(iter(Ledger(copied).history("identity")))
+    shutil.rmtree(Path(copied) / "ledger" / "identity")
+    writer = LedgerWriter(copied, "identity")
+    writer.add(replace(record, outcome=Outcome.FAILED, reason="error", data={}))
+    writer.flush()
+    summary = run(config(copied, identity=IDENTITY), base=base, watcher=Silent(), until="plan")
+    assert summary.unidentified == 1
 
 
 def test_run_again_it_does_nothing(copied: str, base: Path) -> None:
@@ -166,6 +191,9 @@ def test_another_network_measures_again_and_cuts_no_face(copied: str, base: Path
 
 
 def test_without_the_network_the_files_are_the_people_again(copied: str, base: Path) -> None:
+    watcher = Silent()
+    foresee_run(config(copied), base=base, watcher=watcher)
+    assert not [s for s in watcher.said if s.startswith("identity: ") and "again" in s]
     watcher = Silent()
     run(config(copied), base=base, watcher=watcher, until="plan")
     assert watcher.units == [] and [name for name, _ in watcher.steps] == ["prepare", "plan"]
@@ -236,7 +264,8 @@ def test_names_of_the_manifest_that_the_network_takes_for_one_are_told_of(copied
     rows = {r["identity"]: r for r in load(Path(copied), "identities") if r["clips"]}
     assert rows.keys() == {"grace", "ann", "eileen"} and rows["eileen"]["doubts"] == ""
     assert rows["grace"]["doubts"].startswith("ann (") and rows["ann"]["doubts"].startswith("grace (")
-    assert any(s.startswith("warning: the manifest says two people, the network says one: ann and grace (") for s in watcher.said)
+    said = [s for s in watcher.said if s.startswith("warning: the manifest says two people, the network says one: ")]
+    assert len(said) == 1 and ": ann and grace (" in said[0]
     assert rows["eileen"]["linked"] == "embedding" and rows["eileen"]["name"] == "eileen"
 
 
