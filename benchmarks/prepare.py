@@ -131,11 +131,11 @@ class Timers:
             (FaceDetector, "__call__", "", "face detector"),
             (FaceMesh, "__call__", "", "mesh"),
             (HandDetector, "__call__", "", "hands"),
-            (stages.follow, "cut_square", "", "crop"),
+            (stages.follow, "cut_frame", "", "crop"),
             (stages.follow, "face_patch", "", "likeness"),
             (stages.follow, "face_luma picture_scores iris_contrast", "", "measures"),
             (stages.faces, "score track_scores sound_scores still_frame", "", "measures"),
-            (VideoWriter, "write close", "", "encode"),
+            (VideoWriter, "write_i420 close", "", "encode"),
             (stages.faces, "encode_png encode_track encode_flac decode_video", "", "still, track and sound files"),
             (Outputs, "seal", "", "flush and digest of outputs"),
         ):

@@ -11,15 +11,15 @@ import numpy as np
 _MAX_ARRAY_BYTES = 1 << 30  # an array that claims more is hostile or damaged
 
 
-def encode_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Deflated .npz. Names are written in sorted order with a fixed date, so equal arrays give equal bytes."""
+def encode_arrays(arrays: Mapping[str, np.ndarray], *, deflate: bool = True) -> bytes:
+    """.npz, deflated unless told otherwise. Names are written in sorted order with a fixed date, so equal arrays give equal bytes."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for name in sorted(arrays):
             member = io.BytesIO()
             np.lib.format.write_array(member, np.ascontiguousarray(arrays[name]), version=(1, 0), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            info.compress_type = zipfile.ZIP_DEFLATED
+            info.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
             info.external_attr = 0o444 << 16
             archive.writestr(info, member.getvalue())
     return out.getvalue()

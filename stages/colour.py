@@ -20,7 +20,7 @@ from typing import Any, Literal
 import av
 import cv2
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 from schemas.outcomes import Rejection
 
@@ -67,33 +67,83 @@ class _Signal:
         return self.transfer == "sdr" and self.primaries == ColorPrimaries.BT709
 
 
-def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """uint8 (H, W, 3), transparency laid on mid-grey.
+_OURS = _Signal(_BT601, False, "sdr", ColorPrimaries.BT709)
+
+
+def to_rgb(frame: av.VideoFrame, window: tuple[int, int, int, int] | None = None) -> np.ndarray:
+    """uint8 (H, W, 3), transparency laid on mid-grey; or the part x0, y0, x1, y1 of it, which costs less where it is small.
 
     Raises:
         Rejection: decode_error for pixels that nobody can unpack.
     """
     signal = _signal(frame)
+    x0, y0, x1, y1 = window or (0, 0, frame.width, frame.height)
     if frame.format.name in ("yuv420p", "yuvj420p") and signal.plain:
-        known_to_cv2 = signal.matrix == _BT601 and not signal.full_range and not (frame.width | frame.height) & 1
-        return cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420) if known_to_cv2 else _from_420(frame, signal)
+        left, top = x0 & ~1, y0 & ~1  # of one chroma sample nothing is left out
+        planes = _planes_420(frame, left, top, min(x1 + (x1 & 1), frame.width), min(y1 + (y1 & 1), frame.height))
+        by_cv2 = signal.matrix == _BT601 and not signal.full_range and not (frame.width | frame.height) & 1
+        rgb = cv2.cvtColor(_pack_i420(*planes), cv2.COLOR_YUV2RGB_I420) if by_cv2 else _from_420(*planes, signal)
+        return rgb[y0 - top : y1 - top, x0 - left : x1 - left]
     packed = frame.format.is_rgb or frame.format.has_palette
     rgb, alpha = _from_packed(frame, signal) if packed else _from_planes(frame, signal)
-    return rgb if alpha is None else _on_grey(rgb, alpha)
+    return (rgb if alpha is None else _on_grey(rgb, alpha))[y0:y1, x0:x1]
 
 
-def thumbnail(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-    """uint8 BGR (height, width, 3) for those who look for cuts; swscale's colours do for that, but not for HDR, which it leaves flat."""
+def i420_square(frame: av.VideoFrame, x0: int, y0: int, side: int, size_px: int) -> np.ndarray | None:
+    """A square at an even place of an 8-bit 4:2:0 frame, as our own videos have it: BT.601 in limited range, size_px wide; uint8
+    (1.5 size_px, size_px), Y, then U and V of half the size. None for other frames and places.
+
+    Each plane is resized by itself and brought to the other matrix where it is: half the work of the way over RGB, and no chroma is made
+    up. What lies beyond black and white stays there.
+    """
+    signal = _signal(frame)
+    if frame.format.name not in ("yuv420p", "yuvj420p") or not signal.plain or (x0 | y0 | side | size_px) & 1:
+        return None
+    luma, *chroma = _planes_420(frame, x0, y0, x0 + side, y0 + side)
+    y, u, v = resize_square(luma, size_px), *(resize_square(c, size_px // 2) for c in chroma)
+    if not (signal.matrix == _BT601 and not signal.full_range):
+        (of_y, *of_uv, shift), *rest = _matrix_to_601(signal)
+        tint = cv2.addWeighted(u, of_uv[0], v, of_uv[1], shift, dtype=cv2.CV_16S)
+        y = cv2.addWeighted(y, of_y, cv2.resize(tint, y.shape, interpolation=cv2.INTER_NEAREST), 1, 0, dtype=cv2.CV_8U)
+        u, v = (cv2.addWeighted(u, row[1], v, row[2], row[3]) for row in rest)
+    return _pack_i420(y, u, v)
+
+
+def resize_square(square: np.ndarray, size_px: int) -> np.ndarray:
+    """A square picture or plane, uint8 (side, side, ...), in another size."""
+    return cv2.resize(square, (size_px, size_px), interpolation=cv2.INTER_AREA if len(square) > size_px else cv2.INTER_CUBIC)
+
+
+def _pack_i420(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Planes of even size as cv2 and encoders want them, uint8 (1.5 H, W)."""
+    height, width = y.shape
+    packed = np.empty((height * 3 // 2, width), np.uint8)
+    packed[:height] = y
+    packed[height:].reshape(2, height // 2, width // 2)[:] = u, v
+    return packed
+
+
+def _matrix_to_601(signal: _Signal) -> list[list[float]]:
+    """(3, 4) from samples Y, U, V of 8 bits to those of BT.601 in limited range. Grey stays grey: U and V do not depend on Y."""
+    own, ours = (np.vstack([_matrix(s, bits=8, top=255), [0, 0, 0, 1]]) for s in (signal, _OURS))
+    rows: list[list[float]] = (np.linalg.inv(ours) @ own)[:3].tolist()
+    return rows
+
+
+def thumbnail(frame: av.VideoFrame, width: int, height: int, scaler: VideoReformatter | None = None) -> np.ndarray:
+    """uint8 BGR (height, width, 3) for those who look for cuts; swscale's colours do for that, but not for HDR, which it leaves flat.
+
+    A `scaler` that serves for a whole video is made ready once; a frame's own costs more than its pixels."""
     if _signal(frame).transfer == "sdr":
-        return convert(frame, width=width, height=height, format="bgr24").to_ndarray()
+        return convert(frame, scaler, width=width, height=height, format="bgr24").to_ndarray()
     small = convert(frame, width=width, height=height, format="gbrp10le" if frame.format.is_rgb else "yuv420p10le")
     return np.ascontiguousarray(to_rgb(small)[..., ::-1])
 
 
-def convert(frame: av.VideoFrame, **to: Any) -> av.VideoFrame:
+def convert(frame: av.VideoFrame, scaler: VideoReformatter | None = None, **to: Any) -> av.VideoFrame:
     """`frame.reformat`; Rejection (decode_error) for what swscale cannot convert: pictures a pixel wide, odd formats."""
     try:
-        return frame.reformat(**to)
+        return scaler.reformat(frame, **to) if scaler else frame.reformat(**to)
     except av.FFmpegError as e:
         if e.errno == errno.ENOMEM:
             raise MemoryError(f"no memory to convert a frame of {frame.width} x {frame.height}") from e
@@ -118,9 +168,15 @@ def _signal(frame: av.VideoFrame) -> _Signal:
 # --- from what frames hold to R'G'B'
 
 
-def _from_420(frame: av.VideoFrame, signal: _Signal) -> np.ndarray:
-    """RGB uint8 (H, W, 3) of 8-bit 4:2:0, which most of the web is: every second row, so that chroma is made wider only."""
+def _planes_420(frame: av.VideoFrame, left: int, top: int, right: int, bottom: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The planes Y, U and V uint8 of a part that begins at an even place."""
     y, u, v = (_plane(frame, k, np.uint8) for k in range(3))
+    u, v = (c[top // 2 : (bottom + 1) // 2, left // 2 : (right + 1) // 2] for c in (u, v))
+    return y[top:bottom, left:right], u, v
+
+
+def _from_420(y: np.ndarray, u: np.ndarray, v: np.ndarray, signal: _Signal) -> np.ndarray:
+    """RGB uint8 (H, W, 3) of 8-bit 4:2:0, which most of the web is: every second row, so that chroma is made wider only."""
     matrix = _matrix(signal, bits=8, top=255)
     u, v = (cv2.merge([c, c]).reshape(len(c), -1) for c in (u, v))
     rgb = np.empty((*y.shape, 3), np.uint8)

@@ -14,7 +14,14 @@ from stages.sound import SAMPLE_RATE_HZ
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    """A PNG; with runs of equal bytes instead of the search for repeats, faces come as small in a third of the time."""
+    how = [
+        cv2.IMWRITE_PNG_COMPRESSION,
+        6,
+        cv2.IMWRITE_PNG_STRATEGY,
+        cv2.IMWRITE_PNG_STRATEGY_RLE,
+    ]
+    ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), how)
     assert ok
     return data.tobytes()
 
@@ -47,7 +54,11 @@ class VideoWriter:
         self._stream, self.frames = stream, 0
 
     def write(self, rgb: np.ndarray) -> None:
-        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
+        self.write_i420(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420))
+
+    def write_i420(self, planes: np.ndarray) -> None:
+        """A frame as uint8 (1.5 size, size): Y, then U and V of half the size, BT.601 in limited range."""
+        frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
         frame.pts = self.frames
         frame.time_base = self._stream.codec_context.time_base
         frame.colorspace, frame.color_range = Colorspace.ITU601, ColorRange.MPEG

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,12 @@ from stages.encode import encode_flac, encode_png
 from stages.follow import Follower, Piece
 from stages.gates import brightness, score, still_frame
 from stages.head import crop_square
-from stages.ingest import SOUND, TIMING, Timing, frame_map, frames_at_rate, source_rate
+from stages.ingest import SOUND, TIMING, Timing, frame_map, source_rate
 from stages.measures import picture_scores, sound_scores, track_scores
 from stages.media import check_readable
 from stages.mesh import POINTS
 from stages.outputs import Outputs
+from stages.shotframes import ShotFrames
 from stages.sound import SAMPLE_RATE_HZ
 from stages.survey import Survey, other_faces
 from stages.tracks import Face, Track, follow, one_at_a_time, stretches
@@ -43,7 +44,7 @@ class FacesConfig:
     crop_scale: float = 2.2  # crop side / face size, head-room included
     min_clip_s: float = 1.0
     max_clip_s: float = 10.0  # longer tracks become several clips, so that memory has a bound
-    survey_every: int = 10  # frames between two looks for all faces, and for hands, in the whole picture
+    survey_every: int = 12  # frames between two looks for all faces, and for hands, in the whole picture
     min_track_px: int = 64  # tracks whose face is smaller in the source are not cut
     everyone: bool = False  # clips of all who are there at once, not only of the largest; all of a file have its identity in the manifest
     max_jump: float = 0.35  # face sizes that a face may move in one frame before it counts as another one
@@ -72,7 +73,7 @@ class FacesConfig:
 class Faces:
     """Shot -> clips."""
 
-    name, version = "faces", 3
+    name, version = "faces", 4
 
     def __init__(self, config: FacesConfig, fps: int, size_px: int) -> None:
         self.config, self.fps, self.size_px = config, fps, size_px
@@ -107,8 +108,8 @@ class Faces:
         if len(source_frames) < min_frames:
             raise Rejection("too_short", f"{shot.source.uri}: a shot of {len(source_frames) / self.fps:.2f} s")
         every = self.config.survey_every
-        frames = frames_at_rate(out.source(shot.source), timing, source_frames)
-        looks, picture_wh = self._look(frames)
+        frames = ShotFrames(out.source(shot.source), timing, source_frames)
+        looks, picture_wh = self._look(frames.all())
         tracks = follow(looks.items(), every)
         if not tracks:
             raise Rejection("no_face", f"{shot.source.uri}: no face in {len(looks)} looks", {"looks": len(looks)})
@@ -123,7 +124,7 @@ class Faces:
             for begin, stop in self._stretches(track, self.config.max_hidden, len(source_frames)):
                 first = begin if self.config.everyone else max(begin, free)
                 for a, b in self._spans(first, stop, min_frames):
-                    clips += self._cut(shot, timing, source_frames, a, b, track, looks, picture_wh, out)
+                    clips += self._cut(shot, timing, frames, a, b, track, looks, picture_wh, out)
                 free = max(free, stop)
         if not clips:
             found = sum(bool(faces) for faces in looks.values())
@@ -137,7 +138,9 @@ class Faces:
     def _stretches(self, track: Track, max_hidden: float, stop: int) -> list[tuple[int, int]]:
         """`stretches`; of two tracks that follow each other none takes frames of the other's, also where all are cut at once."""
         every = self.config.survey_every
-        return stretches(track, max_hidden, (every - 1) // 2 if self.config.everyone else every - 1, stop)
+        seen_last = track.frames[-1] + every >= stop  # nobody was looked for after that, so what follows is nobody else's
+        shared = (every - 1) // 2 if self.config.everyone else every - 1
+        return stretches(track, max_hidden, shared, every - 1 if seen_last else shared, stop)
 
     def _only_hands_stand_between(self, track: Track, stop: int, min_frames: int) -> bool:
         """Whether the track would have been long enough without hands."""
@@ -164,13 +167,13 @@ class Faces:
         bounds = np.linspace(first, stop, pieces + 1).astype(int)
         if min(np.diff(bounds), default=0) < min_frames:
             bounds = np.arange(first, stop + 1, longest)
-        return [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if b - a >= min_frames]
+        return [(int(a), int(b)) for a, b in pairwise(bounds) if b - a >= min_frames]
 
     def _cut(
         self,
         shot: Shot,
         timing: Timing,
-        source_frames: np.ndarray,
+        frames: ShotFrames,
         first: int,
         stop: int,
         track: Track,
@@ -183,10 +186,9 @@ class Faces:
         if not boxes:
             return
         crop = crop_square(np.array(boxes), self.config.crop_scale, picture_wh)
-        part = source_frames[first:stop]
+        part = frames.source_frames[first:stop]
         names = (f"part-{track.number}-{first + k}.mp4" for k in range(len(part)))
-        frames = frames_at_rate(out.source(shot.source), timing, part)
-        for piece in self._follower(frames, first, crop, track, looks, names, out):
+        for piece in self._follower(frames.stretch(first, stop), first, crop, track, looks, names, out):
             begin = first + piece.first
             seen = [(k, f) for k, f in zip(track.frames, track.faces, strict=True) if begin <= k < begin + len(piece.points)]
             if not seen or len(piece.points) < round(self.config.min_clip_s * self.fps):  # nobody saw whose face it is, or too short
@@ -293,7 +295,7 @@ def encode_track(points: np.ndarray, source_frames: np.ndarray, details: dict[st
     """track.npz: mesh points float32 (T, 478, 3) in px of the crop, the source frame int32 (T,) behind each frame, scores (T,) by name."""
     assert points.shape[1:] == (POINTS, 3), points.shape
     scores = {name: values.astype(np.float32) for name, values in (details or {}).items()}
-    return encode_arrays({"points": points, "source_frames": source_frames, **scores})
+    return encode_arrays({"points": points, "source_frames": source_frames, **scores}, deflate=False)  # it would save a tenth
 
 
 def encode_tracks(tracks: Sequence[Track]) -> bytes:

@@ -9,11 +9,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from stages.colour import resize_square
 from stages.encode import VideoWriter
 from stages.gates import face_luma
 from stages.head import face_boxes
 from stages.iris import iris_contrast
 from stages.measures import FacePicture, picture_scores
+from stages.media import SourceFrame
 from stages.mesh import FaceMesh
 from stages.outputs import Outputs
 from stages.patch import face_patch, likeness
@@ -22,7 +24,7 @@ from stages.tracks import Face, Track
 
 Crop = tuple[int, int, int]  # x0, y0, side in px of the upright source frame
 _VIEW = 1.6  # face sizes around the track's face that are left to see, where the mesh must be told which face is meant
-_MEASURE_EVERY = 5  # frames between two measurements of what changes slowly
+_MEASURE_EVERY = 10  # frames between two measurements of what changes slowly
 
 
 @dataclass
@@ -64,12 +66,15 @@ class Follower:
         self._mesh.reset()
         writer: VideoWriter | None = None
         piece, patch, before = Piece("", 0), np.zeros(0), None
+        picture, planes = np.zeros(0), np.zeros(0)
         for k, frame in frames:
-            picture = cut_square(frame.rgb, crop, self._size_px)
+            if frame is not before:
+                picture, planes = cut_frame(frame, crop, self._size_px)
             points = self._find(picture, crop, track, looks, offset + k, begins=before is None)
             last_patch, alike = patch, 1.0
+            luma = planes[: self._size_px]
             if points is not None:
-                patch = face_patch(picture, points)
+                patch = face_patch(luma, points)
                 if writer is not None and frame is not before:
                     alike = likeness(last_patch, patch)
             before = frame
@@ -82,9 +87,9 @@ class Follower:
             if writer is None:
                 piece = Piece(next(names), k)
                 writer = VideoWriter(out.path(piece.name), self._fps, self._size_px)
-            writer.write(picture)
+            writer.write_i420(planes)
             piece.points.append(points)
-            piece.luma.append(face_luma(picture, points))
+            piece.luma.append(face_luma(luma, points))
             piece.likeness.append(alike)
             if len(piece.points) % _MEASURE_EVERY == 1:
                 piece.pictures.append(picture_scores(picture, points))
@@ -138,8 +143,16 @@ def _only(picture: np.ndarray, box: np.ndarray, crop: Crop) -> np.ndarray:
     return shown
 
 
+def cut_frame(frame: SourceFrame, crop: Crop, size_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """The crop as networks see it, uint8 RGB (size_px, size_px, 3), and as it is encoded, I420 uint8 (1.5 size_px, size_px)."""
+    planes = frame.i420_square(*crop, size_px)
+    if planes is not None:
+        return cv2.cvtColor(planes, cv2.COLOR_YUV2RGB_I420), planes
+    rgb = resize_square(frame.square(*crop), size_px)
+    return rgb, cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420)
+
+
 def cut_square(picture: np.ndarray, crop: Crop, size_px: int) -> np.ndarray:
     """The crop (x0, y0, side) of a picture, uint8 RGB (size_px, size_px, 3)."""
     x0, y0, side = crop
-    part = picture[y0 : y0 + side, x0 : x0 + side]
-    return cv2.resize(part, (size_px, size_px), interpolation=cv2.INTER_AREA if side > size_px else cv2.INTER_CUBIC)
+    return resize_square(picture[y0 : y0 + side, x0 : x0 + side], size_px)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from schemas.outcomes import ACCEPTED, Verdict
@@ -81,7 +82,8 @@ GATES = (
 def score(points: np.ndarray, crop_side: int, size_px: int) -> dict[str, float]:
     """Scores of a clip from its mesh points (T, 478, 3) in px of the crop; angles in degrees, sizes in px of the source."""
     face_px = float(np.median(face_size(face_boxes(points)))) * crop_side / size_px
-    angles = fit_pose(points).euler_deg
+    pose = fit_pose(points)
+    angles = pose.euler_deg
     extreme = np.percentile(np.abs(angles), 95, axis=0)
     return {
         "face_px": face_px,
@@ -93,8 +95,8 @@ def score(points: np.ndarray, crop_side: int, size_px: int) -> dict[str, float]:
         "yaw_extreme_deg": float(extreme[0]),
         "pitch_extreme_deg": float(extreme[1]),
         "roll_extreme_deg": float(extreme[2]),
-        "mouth_activity": float(mouth_opening(points).std()),
-        "eye_activity": float(eye_opening(points).mean(1).std()),
+        "mouth_activity": float(mouth_opening(points, pose).std()),
+        "eye_activity": float(eye_opening(points, pose).mean(1).std()),
     }
 
 
@@ -105,11 +107,12 @@ def decide(scores: Mapping[str, float], gates: FaceGates) -> Verdict:
 
 def still_frame(points: np.ndarray, luma: np.ndarray) -> int:
     """The frame (of T) that serves best as a still: frontal, mouth closed, eyes open, lit as the clip mostly is."""
-    yaw, pitch, _ = np.abs(fit_pose(points).euler_deg).T
-    eyes = eye_opening(points).mean(1)
+    pose = fit_pose(points)
+    yaw, pitch, _ = np.abs(pose.euler_deg).T
+    eyes = eye_opening(points, pose).mean(1)
     shut = np.clip(np.median(eyes) - eyes, 0, None)
     dark = np.clip(1 - luma / max(float(np.median(luma)), 1.0), 0, None)
-    return int(np.argmin(yaw / 20 + pitch / 20 + 3 * mouth_opening(points) + 5 * shut + 5 * dark))
+    return int(np.argmin(yaw / 20 + pitch / 20 + 3 * mouth_opening(points, pose) + 5 * shut + 5 * dark))
 
 
 def brightness(luma: np.ndarray) -> float:
@@ -118,7 +121,7 @@ def brightness(luma: np.ndarray) -> float:
 
 
 def face_luma(picture: np.ndarray, points: np.ndarray) -> float:
-    """Mean luma of the face's box, 0..255."""
+    """Mean luma of the face's box, 0..255, of a picture uint8 RGB (H, W, 3), or of Y in limited range (H, W)."""
     x0, y0, x1, y1 = np.clip(face_boxes(points[None])[0], 0, len(picture) - 1).astype(int)
-    part = picture[y0 : y1 + 1 : 4, x0 : x1 + 1 : 4]
-    return float(part.reshape(-1, 3).mean(0) @ [0.299, 0.587, 0.114])
+    mean = cv2.mean(picture[y0 : y1 + 1, x0 : x1 + 1])
+    return float(np.dot(mean[:3], [0.299, 0.587, 0.114])) if picture.ndim == 3 else min(max((mean[0] - 16) * 255 / 219, 0.0), 255.0)

@@ -156,7 +156,7 @@ def head_square(boxes: np.ndarray) -> np.ndarray:
 
 
 def crop_square(boxes: np.ndarray, crop_scale: float, frame_wh: tuple[int, int]) -> tuple[int, int, int]:
-    """One square x0, y0, side in source px for a whole clip, inside the frame.
+    """One square x0, y0, side in source px for a whole clip, inside the frame; all three even, so that chroma is cut as luma is.
 
     Side = `crop_scale` x the head's size, more where the face roams, never more than the frame's shorter side; then moved
     inside the frame. A tenth of the face's height is added above, for hair.
@@ -165,22 +165,22 @@ def crop_square(boxes: np.ndarray, crop_scale: float, frame_wh: tuple[int, int])
     extent = max(boxes[:, 2].max() - boxes[:, 0].min(), boxes[:, 3].max() - boxes[:, 1].min())
     side = min(int(max(crop_scale * size, 1.25 * extent)), *frame_wh)
     side -= side % 2
-    x0 = min(max(round(cx - side / 2), 0), frame_wh[0] - side)
-    y0 = min(max(round(cy - 0.1 * size - side / 2), 0), frame_wh[1] - side)
+    low = np.array([cx, cy - 0.1 * size]) / 2 - side / 4
+    x0, y0 = (2 * min(max(round(v), 0), (most - side) // 2) for v, most in zip(low.tolist(), frame_wh, strict=True))
     return x0, y0, side
 
 
-def mouth_opening(points: np.ndarray) -> np.ndarray:
-    """Gap between the inner lips over the width of the mouth, (T,), 0 when closed; in the head's own frame."""
+def mouth_opening(points: np.ndarray, pose: Pose | None = None) -> np.ndarray:
+    """Gap between the inner lips over the width of the mouth, (T,), 0 when closed; in the head's own frame. `pose`: as fitted."""
     upper, lower, corners = (82, 13, 312), (87, 14, 317), (61, 291)
-    shape = fit_pose(points).invert(points[:, [*upper, *lower, *corners]])
+    shape = (pose or fit_pose(points)).invert(points[:, [*upper, *lower, *corners]])
     gap = np.linalg.norm(shape[:, :3] - shape[:, 3:6], axis=-1).mean(1)
     return gap / np.linalg.norm(shape[:, 6] - shape[:, 7], axis=-1)
 
 
-def eye_opening(points: np.ndarray) -> np.ndarray:
-    """Gap between the lids over the width of the eye, (T, 2): left, right; in the head's own frame."""
-    pose = fit_pose(points)
+def eye_opening(points: np.ndarray, pose: Pose | None = None) -> np.ndarray:
+    """Gap between the lids over the width of the eye, (T, 2): left, right; in the head's own frame. `pose`: as fitted, if it was."""
+    pose = pose or fit_pose(points)
     gaps = []
     for pairs, corners in ((_LID_PAIRS_LEFT, (362, 263)), (_LID_PAIRS_RIGHT, (133, 33))):
         upper, lower = zip(*pairs, strict=True)

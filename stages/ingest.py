@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
@@ -23,7 +24,7 @@ from stages.outputs import Outputs
 from stages.sound import extract_sound
 
 TIMING, SOUND = "timing.npz", "sound.s16"
-_THUMB_PX = 160  # cuts are seen as well in small pictures
+_THUMB_PX = 96  # cuts are seen as well in small pictures
 _MAX_THUMB_PX = 16 * _THUMB_PX  # a picture one pixel wide would become a tower
 _MAX_GAP_S = 2.0  # a frame that stays longer is the last one of its shot
 _MAX_PAUSE_S = 10.0  # a clock that jumps farther is another clock; ffmpeg takes it so too
@@ -43,7 +44,7 @@ class IngestConfig:
 class Ingest:
     """Source file -> shots."""
 
-    name, version = "ingest", 4
+    name, version = "ingest", 5
 
     def __init__(self, config: IngestConfig) -> None:
         self.config = config
@@ -98,9 +99,9 @@ class Ingest:
         pts: list[int] = []
         times: list[float] = []
         cuts: list[int] = []
-        size = (0, 0)
+        size, scaler = (0, 0), VideoReformatter()
         check_bounds(path, max_pixels=config.max_frame_pixels, max_frames=config.max_frames)
-        for frame in decode(path):
+        for frame in decode(path, rough=True):
             raw = frame.raw
             if raw.width * raw.height > config.max_frame_pixels:
                 raise Rejection("frame_too_large", f"{path}: frames are {raw.width} x {raw.height}")
@@ -113,7 +114,7 @@ class Ingest:
             pts.append(frame.pts)
             times.append(frame.time_s)
             height = min(_MAX_THUMB_PX, max(2, round(_THUMB_PX * raw.height / raw.width)))
-            thumb = thumbnail(raw, _THUMB_PX, height)
+            thumb = thumbnail(raw, _THUMB_PX, height, scaler)
             cuts += [c.frame_num for c in detector.process_frame(FrameTimecode(frame.index, 25.0), thumb)]
         return np.array(pts, np.int64), np.array(times), cuts, size
 

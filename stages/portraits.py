@@ -26,7 +26,7 @@ from stages.survey import SAME_FACE, overlap
 class Portraits:
     """Image file -> portrait."""
 
-    name, version = "portraits", 2
+    name, version = "portraits", 3
 
     def __init__(self, config: FacesConfig, size_px: int) -> None:
         self.config, self.size_px = config, size_px

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from stages.head import LEFT_EYE, LIPS_OUTER, RIGHT_EYE, face_boxes, face_size
 from stages.mesh import FaceDetector, FaceMesh, HandDetector
-from stages.patch import face_patch
+from stages.patch import face_patch, looks_the_same
 from stages.tracks import Face
 
 Detect = Callable[[np.ndarray], np.ndarray]
@@ -21,10 +22,35 @@ _HAND_VIEW_PX = 256
 _FLESH = 0.12  # hand sizes by which a hand is wider than the joints within it
 _MAX_WITHIN_FACE = 0.8  # of a hand's joints: more, and it is the face that was taken for a hand
 _MIN_HAND_FACE_PX = 48  # hands before smaller faces are not looked for
+_MOVED_LITTLE = 0.5  # overlap of a detection box with an earlier one of, perhaps, the same face
+_STILL_CLEAR = 0.85  # so much alike must eyes and mouth be to a look at which no hand was before them; behind hands they are below 0.7
+
+
+@dataclass(frozen=True)
+class _Clear:
+    """A face before which a hand was looked for and none was found: where it was detected, its mesh, and how it looked."""
+
+    found: np.ndarray
+    mesh: np.ndarray
+    patch: np.ndarray
+
+    def moved_to(self, found: np.ndarray) -> np.ndarray:
+        """The mesh as it would be if the face had only moved, and come nearer, with its detection box (4,)."""
+        old, new = (np.array([*(b[:2] + b[2:]) / 2, b[2] - b[0]]) for b in (self.found, found))
+        points = self.mesh.astype(np.float64) * (new[2] / old[2])
+        points[:, :2] += new[:2] - old[:2] * (new[2] / old[2])
+        return points.astype(np.float32)
+
+
+_Sight = tuple[np.ndarray, _Clear | None, _Clear]  # mesh box (4,) in px, the earlier look that it is like, what is seen now
 
 
 class Survey:
-    """Looks at single pictures; nothing is carried from one to the next.
+    """Looks at the pictures of a shot.
+
+    Faces are detected in each picture by itself. Where one is found whose eyes and mouth, seen through the mesh of an earlier look that
+    moved along with it, look the same as then, that mesh is its mesh, and as little stands before it as then. To all others the mesh is
+    fitted, and hands, which take longest, are looked for before them.
 
     Args:
         detect: boxes (N, 4) in px of all faces in a picture, uint8 RGB (H, W, 3), largest first; by default MediaPipe's.
@@ -36,19 +62,42 @@ class Survey:
         self._hands = HandDetector()
 
     def __call__(self, pictures: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, list[Face]]]:
-        """Number and faces of each picture, uint8 RGB (H, W, 3)."""
+        """Number and faces of each picture, uint8 RGB (H, W, 3), of one shot."""
+        clear: list[_Clear] = []
         for k, picture in pictures:
-            yield k, self.look(picture)
+            faces, clear = self._look(picture, clear)
+            yield k, faces
 
     def look(self, picture: np.ndarray) -> list[Face]:
-        """All faces that the mesh fits, largest first."""
-        meshes = [m for found in self._detect(picture) if (m := self._mesh_near(picture, found)) is not None]
-        boxed = [(face_boxes(m[None])[0].astype(np.float64), m) for m in meshes]
-        kept: list[tuple[np.ndarray, np.ndarray]] = []
-        for box, mesh in sorted(boxed, key=lambda b: -float(face_size(b[0][None])[0])):
-            if all(overlap(box, other) < 0.5 for other, _ in kept):  # two detections of one face end in one mesh
-                kept.append((box, mesh))
-        return [Face(box, face_patch(picture, mesh), self._hidden(picture, mesh)) for box, mesh in kept]
+        """All faces that the mesh fits, largest first, in a picture by itself."""
+        return self._look(picture, ())[0]
+
+    def _look(self, picture: np.ndarray, clear: Sequence[_Clear]) -> tuple[list[Face], list[_Clear]]:
+        sights = [s for found in self._detect(picture) if (s := self._sight(picture, found, clear))]
+        faces: list[Face] = []
+        seen: list[_Clear] = []
+        for box, as_before, now in sorted(sights, key=lambda s: -float(face_size(s[0][None])[0])):
+            if any(overlap(box, face.box) >= 0.5 for face in faces):  # two detections of one face end in one mesh
+                continue
+            large = face_size(box[None])[0] >= _MIN_HAND_FACE_PX
+            hidden = self._hidden(picture, now.mesh) if large and not as_before else 0.0
+            faces.append(Face(box, now.patch, hidden))
+            if large and not hidden:
+                seen.append(as_before or now)  # not how it looks now: by small steps anything could come unseen
+        return faces, seen
+
+    def _sight(self, picture: np.ndarray, found: np.ndarray, clear: Sequence[_Clear]) -> _Sight | None:
+        """What is seen at a detection box (4,): None where no mesh fits."""
+        near = [c for c in clear if overlap(c.found, found) >= _MOVED_LITTLE]
+        for mesh in (*(c.moved_to(found) for c in near), None):
+            fitted = self._mesh_near(picture, found) if mesh is None else mesh
+            if fitted is None:
+                return None
+            patch = face_patch(picture, fitted)
+            as_before = next((c for c in near if looks_the_same(patch, c.patch, _STILL_CLEAR)), None)
+            if mesh is None or as_before is not None:
+                return face_boxes(fitted[None])[0].astype(np.float64), as_before, _Clear(found, fitted, patch)
+        return None
 
     def _mesh_near(self, picture: np.ndarray, box: np.ndarray) -> np.ndarray | None:
         """Mesh (478, 3) in px of the picture, of the face in a detection box (4,), and of no other that stands beside it."""
@@ -66,10 +115,7 @@ class Survey:
 
     def _hidden(self, picture: np.ndarray, mesh: np.ndarray) -> float:
         """Share (0..1) of the mouth, or of an eye if that is more, that hands cover."""
-        box = face_boxes(mesh[None])[0]
-        if face_size(box[None])[0] < _MIN_HAND_FACE_PX:
-            return 0.0
-        x0, y0, x1, y1 = _around(box, _HAND_VIEW, picture)
+        x0, y0, x1, y1 = _around(face_boxes(mesh[None])[0], _HAND_VIEW, picture)
         part = picture[y0:y1, x0:x1]
         zoom = min(1.0, _HAND_VIEW_PX / max(part.shape[:2]))
         if zoom < 1:

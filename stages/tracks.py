@@ -150,21 +150,21 @@ def one_at_a_time(tracks: Iterable[Track]) -> list[Track]:
     return sorted(chosen, key=lambda t: t.frames[0])
 
 
-def stretches(track: Track, max_hidden: float, beyond: int, stop: int) -> list[tuple[int, int]]:
+def stretches(track: Track, max_hidden: float, before: int, after: int, stop: int) -> list[tuple[int, int]]:
     """[first, stop) of output frames in which the face may stand free, of a shot of `stop` frames.
 
-    Where the track begins or ends by itself, `beyond` frames more, since the face may have come or gone between two looks; where a hand
-    covers the face, from clear look to clear look.
+    Where the track begins or ends by itself, `before` or `after` frames more, since the face may have come or gone between two looks;
+    where a hand covers the face, from clear look to clear look.
     """
     clear = [f.hidden <= max_hidden for f in track.faces]
     found: list[tuple[int, int]] = []
     begin: int | None = None
     for i, (frame, free) in enumerate(zip(track.frames, clear, strict=True)):
         if free and begin is None:
-            begin = max(frame - beyond, 0) if i == 0 else frame
+            begin = max(frame - before, 0) if i == 0 else frame
         last = i + 1 == len(clear)
         if begin is not None and (last or not clear[i + 1]):
             if free:
-                found.append((begin, min(frame + beyond + 1, stop) if last else frame + 1))
+                found.append((begin, min(frame + after + 1, stop) if last else frame + 1))
             begin = None
     return found

@@ -24,9 +24,9 @@ some_arrays = st.dictionaries(
 )
 
 
-@given(some_arrays)
-def test_arrays_come_back_as_they_went(arrays: dict[str, np.ndarray]) -> None:
-    back = decode_arrays(encode_arrays(arrays))
+@given(some_arrays, st.booleans())
+def test_arrays_come_back_as_they_went(arrays: dict[str, np.ndarray], deflate: bool) -> None:
+    back = decode_arrays(encode_arrays(arrays, deflate=deflate))
     assert back.keys() == arrays.keys()
     for name, array in arrays.items():
         assert back[name].dtype == array.dtype

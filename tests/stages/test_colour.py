@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.colour import hlg_scene, pq_nits, thumbnail, to_rgb, tone_map
+from stages.colour import hlg_scene, i420_square, pq_nits, resize_square, thumbnail, to_rgb, tone_map
 from stages.media import decode
 
 UNTAGGED, LIMITED, FULL = 0, 1, 2
@@ -165,6 +165,49 @@ def test_what_is_given_out_is_no_window_on_the_decoders_memory() -> None:
     frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 9, np.uint8), format="rgb24")
     to_rgb(frame)[:] = 200
     assert (to_rgb(frame) == 9).all()
+
+
+@given(st.sampled_from(["yuv420p", "yuvj420p", "yuv444p", "yuv420p10le", "rgb24", "yuva420p"]), st.integers(0, 1 << 30))
+def test_a_part_is_a_part_of_the_whole(pix_fmt: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    width, height = rng.integers(16, 60, 2)
+    form = av.VideoFormat(pix_fmt, width, height)
+    top = 1 << form.components[0].bits
+    frame = av.VideoFrame(width, height, pix_fmt)
+    for plane in frame.planes:
+        samples = rng.integers(0, top, plane.buffer_size // (1 if top == 256 else 2)).astype(np.uint8 if top == 256 else "<u2")
+        plane.update(samples.tobytes())
+    frame.colorspace = rng.choice([BT709, NO_MATRIX])
+    x0, y0 = rng.integers(0, width), rng.integers(0, height)
+    x1, y1 = rng.integers(x0 + 1, width + 1), rng.integers(y0 + 1, height + 1)
+    np.testing.assert_array_equal(to_rgb(frame, (int(x0), int(y0), int(x1), int(y1))), to_rgb(frame)[y0:y1, x0:x1])
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p"])
+@pytest.mark.parametrize("matrix", [NO_MATRIX, PAL, BT709, FCC, SMPTE240M, YCGCO])
+@pytest.mark.parametrize("size_px", [48, 96, 160])
+def test_the_short_way_to_our_own_planes_gives_the_colours_of_the_long_one(pix_fmt: str, matrix: int, size_px: int) -> None:
+    """Smaller, as large, larger; colours that all matrices can show, and change slowly, as chroma does."""
+    small = np.random.default_rng(0).integers(70, 186, (4, 4, 3)).astype(np.float32)
+    rgb = cv2.resize(small, (96, 96), interpolation=cv2.INTER_CUBIC).clip(40, 215)
+    y, u, v = np.moveaxis(codes(rgb, matrix, 8, pix_fmt == "yuvj420p"), -1, 0)
+    planes = [
+        np.rint(p).astype(int) for p in (y, *(cv2.resize(c.astype(np.float32), (48, 48), interpolation=cv2.INTER_AREA) for c in (u, v)))
+    ]
+    frame = frame_of(planes, pix_fmt, colorspace=matrix, color_range=FULL if pix_fmt == "yuvj420p" else LIMITED)
+    packed = i420_square(frame, 0, 0, 96, size_px)
+    assert packed is not None and packed.shape == (size_px * 3 // 2, size_px)
+    error = cv2.cvtColor(packed, cv2.COLOR_YUV2RGB_I420).astype(float) - resize_square(to_rgb(frame), size_px)
+    assert np.abs(error).mean() < 2.5 and np.abs(error.mean((0, 1))).max() < 0.5, (np.abs(error).mean(), error.mean((0, 1)))
+
+
+def test_there_is_no_short_way_for_what_is_not_as_ours() -> None:
+    grey = [np.full(s, 128) for s in [(32, 32), (16, 16), (16, 16)]]
+    plain = frame_of(grey, "yuv420p", colorspace=NO_MATRIX, color_range=LIMITED)
+    assert i420_square(plain, 2, 2, 20, 16) is not None
+    assert i420_square(plain, 1, 2, 20, 16) is i420_square(plain, 2, 2, 19, 16) is None
+    full = [np.full((32, 32), 128)] * 3
+    assert i420_square(frame_of(full, "yuv444p", colorspace=NO_MATRIX, color_range=LIMITED), 2, 2, 20, 16) is None
 
 
 # --- transparency

@@ -193,7 +193,7 @@ def test_a_touched_file_is_the_same_file(made: tuple[Clip, Path]) -> None:
 
 def test_only_frames_that_are_looked_at_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converted = []
-    monkeypatch.setattr("stages.media._to_rgb", lambda raw: converted.append(raw.pts) or np.zeros((64, 64, 3), np.uint8))
+    monkeypatch.setattr("stages.media._to_rgb", lambda raw, *_: converted.append(raw.pts) or np.zeros((64, 64, 3), np.uint8))
     path = write_clip(tmp_path / "a.mp4", noise(40, (64, 64)))
     shot = as_one_shot(path, tmp_path)
     converted.clear()
@@ -248,7 +248,7 @@ def test_every_face_of_a_shot_stands_in_its_tracks(tmp_path: Path) -> None:
     (clip,) = faces(path, tmp_path)
     tracks = decode_arrays((tmp_path / clip.folder / TRACKS).read_bytes(), what="tracks")
     assert {(int(t), int(k)) for t, k in zip(tracks["track"], tracks["frame"], strict=True)} == {
-        (t, k) for t in (0, 1) for k in range(0, 32, 10)
+        (t, k) for t in (0, 1) for k in range(0, 32, FacesConfig().survey_every)
     }
     assert (tracks["box"][tracks["track"] == 1][:, 0] > 300).all() and not tracks["hidden"].any()
 
@@ -460,6 +460,44 @@ def test_a_smaller_face_beside_it_does_not_take_the_largers_place(tmp_path: Path
     clips = faces(write_clip(tmp_path / "a.mp4", beside(large, small, small_px)), tmp_path)
     assert [clip.frames for clip in clips] == [32]
     assert clips[0].scores["face_px"] > 150
+
+
+class _Counted:
+    """Counts who is asked."""
+
+    def __init__(self, inner: object) -> None:
+        self.inner, self.calls = inner, 0
+
+    def __call__(self, picture: np.ndarray) -> object:
+        self.calls += 1
+        return self.inner(picture)  # type: ignore[operator]
+
+
+def test_a_face_that_looks_the_same_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hands are looked for again as soon as something comes before the mouth, by however small steps; its box goes with it meanwhile."""
+    survey = Survey()
+    mesh, hands = _Counted(survey._mesh), _Counted(survey._hands)
+    monkeypatch.setattr(survey, "_mesh", mesh)
+    monkeypatch.setattr(survey, "_hands", hands)
+    still = next(moving_face("astronaut", 1, (400, 400), 160))
+    pictures = [np.roll(still, (shift, 2 * shift), (0, 1)) for shift in range(6)]
+    looked = [faces for _, faces in survey(enumerate(pictures))]
+    assert hands.calls == 1 and 1 <= mesh.calls <= 3
+    first, last = looked[0][0], looked[-1][0]
+    np.testing.assert_allclose(last.box - first.box, [10, 5, 10, 5], atol=0.03 * first.size)
+
+    size = looked[0][0].size
+    x, y = looked[0][0].centre
+    y += 0.27 * size  # the mouth
+    covered_more: list[np.ndarray] = []
+    for step in range(8):
+        picture = still.copy()
+        half = 0.2 * size
+        picture[int(y - half / 2) : int(y + half / 2), int(x - half) : int(x - half + step * half / 3.5)] = (170, 110, 80)
+        covered_more.append(picture)
+    hands.calls = 0
+    list(survey(enumerate(covered_more)))
+    assert hands.calls >= 2, "what comes by small steps is seen in the end"
 
 
 def test_overlap_of_boxes() -> None:

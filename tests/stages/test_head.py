@@ -150,7 +150,7 @@ boxes_in = st.lists(
 @given(boxes_in, st.floats(1, 4), st.integers(16, 2000), st.integers(16, 1100))
 def test_a_crop_is_an_even_square_inside_the_frame(boxes: list, crop_scale: float, width: int, height: int) -> None:
     x0, y0, side = crop_square(np.array(boxes), crop_scale, (width, height))
-    assert side % 2 == 0 and side > 0
+    assert x0 % 2 == y0 % 2 == side % 2 == 0 and side > 0
     assert 0 <= x0 <= width - side and 0 <= y0 <= height - side
     assert all(isinstance(v, int) for v in (x0, y0, side))
 

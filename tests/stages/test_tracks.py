@@ -136,13 +136,13 @@ def seen(*hidden: float, first: int = 0) -> Track:
     ],
 )
 def test_a_hand_parts_a_track_from_clear_look_to_clear_look(track: Track, stop: int, expected: list[tuple[int, int]]) -> None:
-    assert stretches(track, 0.3, EVERY - 1, stop) == expected
+    assert stretches(track, 0.3, EVERY - 1, EVERY - 1, stop) == expected
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1), st.integers(0, 30), st.integers(1, 5))
 def test_stretches_are_apart_and_hold_every_clear_look_and_no_other(hidden: list[float], first: int, more: int) -> None:
     track = seen(*hidden, first=first)
     stop = track.frames[-1] + more
-    held = [k for a, b in stretches(track, 0.3, EVERY - 1, stop) for k in range(a, b)]
+    held = [k for a, b in stretches(track, 0.3, EVERY - 1, EVERY - 1, stop) for k in range(a, b)]
     assert held == sorted(set(held)) and all(0 <= k < stop for k in held)
     assert set(held) & set(track.frames) == {k for k, h in zip(track.frames, hidden, strict=True) if not h}

@@ -1,0 +1,28 @@
+"""The mesh's points are MediaPipe's own, whatever short way they took."""
+
+from __future__ import annotations
+
+import numpy as np
+from faceclips import moving_face, noise
+from mediapipe.python.solutions.face_detection import FaceDetection
+from mediapipe.python.solutions.face_mesh import FaceMesh as TheirMesh
+
+from stages.mesh import FaceDetector, FaceMesh
+
+
+def test_points_and_boxes_are_those_of_mediapipes_own_interface() -> None:
+    pictures = [*moving_face("hopper", 4), next(noise(1)), *moving_face("astronaut", 2)]
+    mesh, theirs = FaceMesh(), TheirMesh(static_image_mode=False, max_num_faces=1, refine_landmarks=True)
+    detector, boxes = FaceDetector(), FaceDetection(model_selection=1, min_detection_confidence=0.5)
+    for picture in pictures:
+        height, width = picture.shape[:2]
+        points, found = mesh(picture), theirs.process(picture).multi_face_landmarks
+        assert (points is None) == (not found)
+        if found:
+            want = np.array([(p.x * width, p.y * height, p.z * width) for p in found[0].landmark])
+            np.testing.assert_allclose(points, want, rtol=1e-6, atol=1e-4)
+        detected = boxes.process(picture).detections or []
+        assert len(detector(picture)) == len(detected)
+        if detected:
+            box = detected[0].location_data.relative_bounding_box
+            np.testing.assert_allclose(detector(picture)[0, :2], [box.xmin * width, box.ymin * height], atol=1e-3)
