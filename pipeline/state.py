@@ -116,6 +116,8 @@ def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceF
         verdicts |= {u: Verdict(False, "near_duplicate") for u in verdicts.keys() & near_duplicates}
     accepted_stills = [p for p in stills if still_verdicts[p.id].accepted]
     people = people_of([c for c in clips if clip_verdicts[c.id].accepted], accepted_stills, looks, config.identity, known)
+    someone = {m for p in people for m in p.members}
+    clip_verdicts |= {u: Verdict(False, "unknown_person") for u, v in clip_verdicts.items() if v.accepted and u not in someone}
     clips, stills = with_identities(clips, people), with_identities(stills, people)
     clip_stills = [portrait_of_clip(c) for c in clips if clip_verdicts[c.id].accepted] if config.portraits_from_clips else []
     return Prepared(
