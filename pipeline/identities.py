@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from typing import Literal
 
 import numpy as np
@@ -63,6 +64,7 @@ class Person:
         name: the manifest's, "" where that is silent.
         linked: what brought its members together.
         members: ids of clips and portraits, sorted.
+        files: of each member, what its file is called; "" where the manifest says who it is.
         agreement: cosine of the member farthest from the mean of all; -1 without embeddings.
         doubts: other names of which the network says that they are the same person, with the similarity.
     """
@@ -71,6 +73,7 @@ class Person:
     name: str
     linked: Linked
     members: tuple[str, ...]
+    files: tuple[str, ...] = ()
     agreement: float = -1.0
     doubts: tuple[tuple[str, float], ...] = ()
 
@@ -107,7 +110,8 @@ def link(
     """People, sorted by identity; each sighting is a member of one, but for those that may be any of several people, which are of none.
 
     Args:
-        earlier: sighting -> identity, as of before; a person keeps the name that most of it had.
+        earlier: sighting -> identity, as of before; a person keeps the name that most of it had. Of whom nothing is known, since the run
+            knew no members yet or other settings cut other clips, the file was the person if there was one of that name.
         seen: identity -> when it was first seen; of two that are one now, the name of the earlier one stays.
     """
     listed = sorted(sightings, key=lambda s: s.order)
@@ -128,11 +132,13 @@ def link(
             identity=identity,
             name=group.name,
             linked=group.linked,
-            members=tuple(sorted(s.id for s in group.members)),
+            members=tuple(s.id for s in by_id),
+            files=tuple("" if s.named else s.person for s in by_id),
             agreement=_agreement(group),
             doubts=tuple(doubts.get(group.name, ())),
         )
         for identity, group in zip(identities, groups, strict=True)
+        for by_id in [sorted(group.members, key=lambda s: s.id)]
     ]
     return sorted(people, key=lambda p: p.identity)
 
@@ -261,18 +267,20 @@ def _identities(groups: list[_Group], earlier: Mapping[str, str], seen: Mapping[
     own = [g.name or ("" if g.count else g.members[0].person) for g in groups]
     taken = set(filter(None, own))
     before = [Counter(earlier[s.id] for s in g.members if s.id in earlier) for g in groups]
-    claims = [
-        (seen.get(was, 0), -n, was, k) for k, counts in enumerate(before) if not own[k] for was, n in counts.items() if was not in taken
-    ]
-    for _, _, was, k in sorted(claims):
-        if not own[k] and was not in taken:
-            own[k] = was
-            taken.add(was)
+    files = [Counter(s.person for s in g.members if s.id not in earlier and not s.named and s.person in seen) for g in groups]
+    for claimed in (before, files):
+        claims = [(seen.get(was, 0), -n, was, k) for k, counts in enumerate(claimed) for was, n in counts.items()]
+        for _, _, was, k in sorted(claims):
+            if not own[k] and was not in taken:
+                own[k] = was
+                taken.add(was)
     for k, group in enumerate(groups):
         if not own[k]:
             first = group.members[0]
-            # a name of the manifest's is nobody else's, though somebody else may be seen in the same file
-            ways = ([] if first.named else [first.person]) + [f"{first.person}-{first.id[:6]}", f"{first.person}-{first.id}"]
-            own[k] = next(w for w in ways if w not in taken)
+            # a name of the manifest's, or of who was called as the file, is nobody else's, though somebody else may be seen in the file
+            ways = [] if first.named or first.person in seen else [first.person]
+            ways += [f"{first.person}-{first.id[:6]}", f"{first.person}-{first.id}"]
+            more = (f"{first.person}-{first.id}-{n}" for n in count(2))
+            own[k] = next(w for w in chain(ways, more) if w not in taken)
             taken.add(own[k])
     return own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -103,13 +103,18 @@ def identity_rows(
         counts: "clips" and "portraits" -> identity -> how many.
     """
     known = {r["identity"]: r for r in before}
-    was = Earlier.of(before).identity
+    called = {m: f for p in people for m, f in zip(p.members, p.files, strict=False) if f in known}
+    was = called | Earlier.of(before).identity
     live = {p.identity for p in people}
     former = {p.identity: known.get(_earliest(p, known, was, live)) for p in people}
     split = assign_splits([p.identity for p in people], {i: row["split"] for i, row in former.items() if row}, splits, seed)
     now = 1 + max((r["seen"] for r in before), default=-1)
     elsewhere = {m: p.identity for p in people for m in p.members}
     left = {i: [m for m in row["members"] if m not in elsewhere] for i, row in known.items()}  # not accepted now; they may come back
+    taken: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for member, identity in was.items():
+        if member in elsewhere:
+            taken[identity][elsewhere[member]] += 1
     rows = []
     for person in people:
         row = former[person.identity]
@@ -129,8 +134,7 @@ def identity_rows(
             }
         )
     for identity in known.keys() - live:
-        taken = Counter(elsewhere[m] for m in known[identity]["members"] if m in elsewhere)
-        same_as = max(sorted(taken), key=lambda i: taken[i], default=known[identity]["same_as"])
+        same_as = max(sorted(taken[identity]), key=lambda i: taken[identity][i], default=known[identity]["same_as"])
         gone = {"clips": 0, "portraits": 0, "doubts": "", "same_as": same_as, "members": left[identity]}
         rows.append({**known[identity], **gone})
     return sorted(rows, key=lambda r: r["identity"])

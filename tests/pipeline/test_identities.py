@@ -182,6 +182,23 @@ def test_a_split_changes_only_for_an_earlier_one(generations: list[list[Sighting
         assert rows_of(found, table) == table
 
 
+@given(st.lists(st.tuples(worlds(), st.booleans(), st.booleans(), st.booleans()), min_size=2, max_size=4))
+def test_whoever_was_there_has_no_fresh_split(generations: list[tuple[list[Sighting], bool, bool, bool]]) -> None:
+    """With a network or without, cut into the same clips or others, and from a table that knows no members, as older runs wrote it."""
+    table: list[dict[str, Any]] = []
+    for n, (world, blind, recut, older) in enumerate(generations):
+        world = [replace(s, id=f"{s.id}-{n}" if recut else s.id, embedding=None if blind else s.embedding) for s in world]
+        table = [r | {"members": []} for r in table] if older else table
+        known, before = Earlier.of(table), {r["identity"]: r["split"] for r in table}
+        found = people(world, earlier=known.identity, seen=known.seen)
+        table = rows_of(found, table)
+        after = {r["identity"]: r["split"] for r in table}
+        of_file = {s.id: s.person for s in world if not s.named}
+        for person in found:
+            former = {known.identity.get(m, of_file.get(m, "")) for m in person.members} | {person.name}
+            assert not former & before.keys() or after[person.identity] in {before[f] for f in former & before.keys()}
+
+
 def rows_of(found: list[Person], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     counts: dict[str, Counter[str]] = {"clips": Counter(), "portraits": Counter()}
     return identity_rows(found, before, {"train": 0.5, "val": 0.5}, 0, counts)
@@ -309,6 +326,25 @@ def test_a_name_that_only_crowds_have_is_not_that_of_who_is_known_by_another() -
     assert who(people([ann, bob, known])) == {"a": "ann", "b": "bob", "c": "ann"}
     others = [sighting("d", "three", embedding(2), named="bob"), sighting("e", "three", embedding(1), named="bob", track=1)]
     assert who(people([ann, bob, *others])) == {"a": "bob-a", "b": "bob", "d": "bob-d", "e": "bob"}, "who is in both"
+
+
+def test_people_of_a_film_that_was_one_person_keep_its_split_in_other_clips() -> None:
+    """A network is turned on, and with it another detector, which cuts other clips; a file that comes first by URI is one of them."""
+    film = [sighting(f"a{k}", "film", span=(100 * k, 100 * k + 50)) for k in range(2)]
+    table = rows_of(people(film), [])
+    cut = [sighting(f"b{k}", "film", embedding(k), span=(100 * k, 100 * k + 40)) for k in range(2)] + [sighting("n", "early", embedding(1))]
+    known = Earlier.of(table)
+    found = people(cut, earlier=known.identity, seen=known.seen)
+    assert who(found) == {"b0": "film-file-b0", "b1": "film-file", "n": "film-file"}
+    assert {r["split"] for r in rows_of(found, table)} == {table[0]["split"]}
+
+
+def test_nobody_s_name_is_taken_though_it_has_all_forms_of_it() -> None:
+    """Three who were called as one clip in turn; then the clip is a fourth."""
+    taken = {"a": "x-file", "b": "x-file-dddddd", "c": "x-file-dddddddd"}
+    world = [sighting(name, name, embedding(k)) for k, name in enumerate("abc")] + [sighting("dddddddd", "x", embedding(4))]
+    found = people(world, earlier=taken, seen=dict.fromkeys(taken.values(), 0))
+    assert who(found) == taken | {"dddddddd": "x-file-dddddddd-2"}
 
 
 def test_clips_that_share_the_frame_at_their_seam_are_not_seen_at_once() -> None:
