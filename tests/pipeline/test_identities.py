@@ -196,6 +196,7 @@ def test_whoever_was_there_has_no_fresh_split(generations: list[tuple[list[Sight
         of_file = {s.id: s.person for s in world if not s.named}
         for person in found:
             former = {known.identity.get(m, of_file.get(m, "")) for m in person.members} | {person.name}
+            former |= {f"{of_file[m]}-{m[:6]}" for m in person.members if m in of_file}  # who was once called as his clip is he
             assert not former & before.keys() or after[person.identity] in {before[f] for f in former & before.keys()}
 
 

@@ -194,6 +194,7 @@ def test_without_the_network_the_files_are_the_people_again(copied: str, base: P
     watcher = Silent()
     foresee_run(config(copied), base=base, watcher=watcher)
     assert not [s for s in watcher.said if s.startswith("identity: ") and "again" in s]
+    assert [s.split(":")[0] for s in watcher.said if "who is who" in s] == [f"identity.model {base / 'net.onnx'} -> none"]
     watcher = Silent()
     run(config(copied), base=base, watcher=watcher, until="plan")
     assert watcher.units == [] and [name for name, _ in watcher.steps] == ["prepare", "plan"]
