@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,18 +24,18 @@ class Pictures:
     uri: str
     frames: int
     hashes: np.ndarray
-    known: bool  # whether it was accepted before, so that no newcomer takes its place
+    since: float = math.inf  # when it was first accepted, so that no newcomer takes its place; inf for a newcomer
 
 
 def near_duplicates(units: Iterable[Pictures], max_distance: float) -> dict[str, str]:
     """Unit -> the one whose copy it is: of those that stay the nearest, or else the first by URI and id.
 
-    Who is known stays before who is not, then who is first by URI and id. A copy differs by at most `max_distance` bits of 64 on average
+    Who was accepted first stays, then who is first by URI and id. A copy differs by at most `max_distance` bits of 64 on average
     over the looks. Units of one source are never copies of each other, since they are other moments or other faces; nor are clips of other
     lengths. A copy stands for nothing: what is like it and not like the one that it is a copy of stays.
     """
     by_looks: defaultdict[int, list[Pictures]] = defaultdict(list)
-    for unit in sorted(units, key=lambda u: (not u.known, u.uri, u.id)):
+    for unit in sorted(units, key=lambda u: (u.since, u.uri, u.id)):
         if len(unit.hashes):
             by_looks[len(unit.hashes)].append(unit)
     return {copy: of for looks, some in by_looks.items() for copy, of in _copies(some, looks, max_distance).items()}
@@ -61,7 +62,7 @@ def _copies(units: list[Pictures], looks: int, max_distance: float) -> dict[str,
         near = likeness(rows, np.arange(rows[-1] + 1)) > -np.inf
         for k, j in np.argwhere(np.tril(near, first - 1)):
             is_copy[first + k] |= not is_copy[j]
-    # Whose copy: not by who was known, since those that stay are known the next time.
+    # Whose copy: not by who was first, since those that stay are known the next time.
     stay = np.array(sorted(np.flatnonzero(~is_copy), key=lambda k: (units[k].uri, units[k].id)))
     found: dict[str, str] = {}
     copied = np.flatnonzero(is_copy)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -38,9 +39,9 @@ def likenesses(records: Mapping[str, Record]) -> dict[str, Likeness]:
 
 
 def copies(
-    units: Sequence[Clip] | Sequence[PortraitUnit], found: Mapping[str, Likeness], config: IdentityConfig, known: Set[str]
+    units: Sequence[Clip] | Sequence[PortraitUnit], found: Mapping[str, Likeness], config: IdentityConfig, since: Mapping[str, int]
 ) -> dict[str, str]:
-    """Unit -> the one of which it is a near duplicate. `units`: accepted ones of one kind; `known`: units accepted before."""
+    """Unit -> the one of which it is a near duplicate. `units`: accepted ones of one kind; `since`: when first, of those that were before."""
     if not config.finds_duplicates:
         return {}
     pictures = [
@@ -50,7 +51,7 @@ def copies(
             uri=u.source.uri,
             frames=u.frames if isinstance(u, Clip) else 1,
             hashes=found[u.id].hashes,
-            known=u.id in known,
+            since=since.get(u.id, math.inf),
         )
         for u in units
         if u.id in found
