@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.linkage import linked_groups
+from pipeline.linkage import alike, linked_groups
 
 Linked = Literal["manifest", "embedding", "file"]
 _BY_ACCIDENT = 1  # source frames that two clips of one face may share: a frame held for long ends one and begins the next
@@ -252,13 +252,12 @@ def _doubts(named: list[_Group], min_similarity: float) -> dict[str, list[tuple[
     able = [g for g in named if g.count]
     found: defaultdict[str, list[tuple[str, float]]] = defaultdict(list)
     if len(able) > 1:
-        means = np.stack([g.mean for g in able])
-        for k in range(len(able) - 1):  # a row at a time: there may be many names
-            near = means[k + 1 :] @ means[k]
-            for j in np.flatnonzero(near >= min_similarity):
-                one, two, how = able[k].name, able[k + 1 + j].name, round(float(near[j]), 2)
-                found[one].append((two, how))
-                found[two].append((one, how))
+        for rows, others in alike(np.stack([g.mean for g in able]), min_similarity):
+            for k, j in zip(rows.tolist(), others.tolist(), strict=True):
+                near = float(able[k].mean @ able[j].mean)
+                if near >= min_similarity:
+                    found[able[k].name].append((able[j].name, round(near, 2)))
+                    found[able[j].name].append((able[k].name, round(near, 2)))
     return {name: sorted(others) for name, others in found.items()}
 
 

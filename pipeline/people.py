@@ -41,7 +41,7 @@ def likenesses(records: Mapping[str, Record]) -> dict[str, Likeness]:
 def copies(
     units: Sequence[Clip] | Sequence[PortraitUnit], found: Mapping[str, Likeness], config: IdentityConfig, since: Mapping[str, int]
 ) -> dict[str, str]:
-    """Unit -> the one of which it is a near duplicate. `units`: accepted ones of one kind; `since`: when first, of those that were before."""
+    """Unit -> the one of which it is a near duplicate. `units`: accepted ones of one kind; `since`: of those known, when first accepted."""
     if not config.finds_duplicates:
         return {}
     pictures = [
