@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import tables
 from pipeline.config import RunConfig
+from pipeline.linked import write_linked
 from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources, says_nothing
 from pipeline.state import Generated, Prepared, source_verdict
 from schemas.outcomes import Outcome, Verdict
@@ -63,7 +64,8 @@ def _source_row(source: SourceFile, kind: str, **more: Any) -> dict[str, Any]:
 
 
 def save_prepared(root: Store, state: Prepared) -> None:
-    # First, since what the other tables call accepted is known.
+    write_linked(root, state.linked)
+    # Before the others, since what they call accepted is known.
     tables.save(root, "known", [{"unit": unit, "since": since} for unit, since in _known(state).items()])
     rows = []
     for kind, sources, records in (("clip", state.clip_sources, state.ingest), ("portrait", state.image_sources, state.portraits)):

@@ -99,26 +99,12 @@ class _Group:
         self.members = sorted([*self.members, *untold], key=lambda s: s.order)
 
 
-def link(
-    sightings: Iterable[Sighting],
-    *,
-    min_similarity: float,
-    min_similarity_in_file: float,
-    earlier: Mapping[str, str] = {},
-    seen: Mapping[str, int] = {},
-) -> list[Person]:
-    """People, sorted by identity; each sighting is a member of one, but for those that may be any of several people, which are of none.
-
-    Args:
-        earlier: sighting -> identity, as of before; a person keeps the name that most of it had. Of whom nothing is known, since the run
-            knew no members yet or other settings cut other clips, the file was the person if there was one of that name.
-        seen: identity -> when it was first seen; of two that are one now, the name of the earlier one stays.
-    """
-    listed = sorted(sightings, key=lambda s: s.order)
-    names = {s.person for s in listed if s.named}
+def link(sightings: Iterable[Sighting], *, min_similarity: float, min_similarity_in_file: float) -> list[Person]:
+    """People without identities, by their first members; each sighting is a member of one, but for those that may be any of several."""
+    listed = _listed(sightings)
     of_source: defaultdict[str, list[Sighting]] = defaultdict(list)
-    for sighting in listed:  # a manifest may call somebody as we call a file of which it says nothing
-        of_source[sighting.source].append(replace(sighting, named=sighting.person in names))
+    for sighting in listed:
+        of_source[sighting.source].append(sighting)
     crowd = {listed[k].id for pair in _pairs_at_once(listed) for k in pair}
     groups = [g for part in of_source.values() for g in _in_file(part, crowd, min_similarity_in_file)]
     groups = _linked(_one_a_name(groups), min_similarity)
@@ -126,10 +112,9 @@ def link(
     _add_untold(groups, of_source.values(), crowd)
     groups.sort(key=lambda g: g.members[0].order)
     doubts = _doubts([g for g in groups if g.name], min_similarity)
-    identities = _identities(groups, earlier, seen)
-    people = [
+    return [
         Person(
-            identity=identity,
+            identity="",
             name=group.name,
             linked=group.linked,
             members=tuple(s.id for s in by_id),
@@ -137,10 +122,33 @@ def link(
             agreement=_agreement(group),
             doubts=tuple(doubts.get(group.name, ())),
         )
-        for identity, group in zip(identities, groups, strict=True)
+        for group in groups
         for by_id in [sorted(group.members, key=lambda s: s.id)]
     ]
-    return sorted(people, key=lambda p: p.identity)
+
+
+def with_names(
+    people: Sequence[Person], sightings: Iterable[Sighting], *, earlier: Mapping[str, str] = {}, seen: Mapping[str, int] = {}
+) -> list[Person]:
+    """The people with their identities, sorted by them.
+
+    Args:
+        people: as `link` has them, of the same sightings.
+        earlier: sighting -> identity, as of before; a person keeps the name that most of it had. Of whom nothing is known, since the run
+            knew no members yet or other settings cut other clips, the file was the person if there was one of that name.
+        seen: identity -> when it was first seen; of two that are one now, the name of the earlier one stays.
+    """
+    by_id = {s.id: s for s in _listed(sightings)}
+    members = [sorted((by_id[m] for m in p.members), key=lambda s: s.order) for p in people]
+    identities = _identities([p.name for p in people], members, earlier, seen)
+    return sorted((replace(p, identity=i) for p, i in zip(people, identities, strict=True)), key=lambda p: p.identity)
+
+
+def _listed(sightings: Iterable[Sighting]) -> list[Sighting]:
+    """In order, and named where a manifest calls somebody as we call a file of which it says nothing."""
+    listed = sorted(sightings, key=lambda s: s.order)
+    names = {s.person for s in listed if s.named}
+    return [replace(s, named=True) if s.person in names and not s.named else s for s in listed]
 
 
 def at_once(a: Sighting, b: Sighting) -> bool:
@@ -261,12 +269,14 @@ def _doubts(named: list[_Group], min_similarity: float) -> dict[str, list[tuple[
     return {name: sorted(others) for name, others in found.items()}
 
 
-def _identities(groups: list[_Group], earlier: Mapping[str, str], seen: Mapping[str, int]) -> list[str]:
+def _identities(
+    names: Sequence[str], groups: Sequence[Sequence[Sighting]], earlier: Mapping[str, str], seen: Mapping[str, int]
+) -> list[str]:
     """The identity of each group: its name; a whole file's own; what it was called before; else the first member's file's, made unique."""
-    own = [g.name or ("" if g.count else g.members[0].person) for g in groups]
+    own = [n or ("" if any(s.embedding is not None for s in g) else g[0].person) for n, g in zip(names, groups, strict=True)]
     taken = set(filter(None, own))
-    before = [Counter(earlier[s.id] for s in g.members if s.id in earlier) for g in groups]
-    files = [Counter(s.person for s in g.members if s.id not in earlier and not s.named and s.person in seen) for g in groups]
+    before = [Counter(earlier[s.id] for s in g if s.id in earlier) for g in groups]
+    files = [Counter(s.person for s in g if s.id not in earlier and not s.named and s.person in seen) for g in groups]
     for claimed in (before, files):
         claims = [(seen.get(was, 0), -n, was, k) for k, counts in enumerate(claimed) for was, n in counts.items()]
         for _, _, was, k in sorted(claims):
@@ -275,7 +285,7 @@ def _identities(groups: list[_Group], earlier: Mapping[str, str], seen: Mapping[
                 taken.add(was)
     for k, group in enumerate(groups):
         if not own[k]:
-            first = group.members[0]
+            first = group[0]
             # a name of the manifest's, or of who was called as the file, is nobody else's, though somebody else may be seen in the file
             ways = [] if first.named or first.person in seen else [first.person]
             ways += [f"{first.person}-{first.id[:6]}", f"{first.person}-{first.id}"]

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from pipeline.identities import Person, Sighting, link
+from pipeline.identities import Person, Sighting, with_names
 from pipeline.ledger import Record
+from pipeline.linked import Linked, linked
 from pipeline.near_duplicates import Pictures, near_duplicates
 from pipeline.plan import assign_splits
 from pipeline.sources import is_named
@@ -60,17 +61,17 @@ def copies(
 
 
 def people_of(
-    clips: Sequence[Clip], stills: Sequence[PortraitUnit], found: Mapping[str, Likeness], config: IdentityConfig, known: Earlier
-) -> list[Person]:
-    """Who the accepted clips and image portraits show; a clip's own still is the clip's person."""
+    clips: Sequence[Clip],
+    stills: Sequence[PortraitUnit],
+    found: Mapping[str, Likeness],
+    config: IdentityConfig,
+    known: Earlier,
+    before: Linked | None = None,
+) -> tuple[list[Person], Linked]:
+    """Who the accepted clips and image portraits show; a clip's own still is the clip's person. `before`: what was linked last."""
     sightings = [_sighting(c, found, config) for c in clips] + [_sighting(p, found, config) for p in stills]
-    return link(
-        sightings,
-        min_similarity=config.min_similarity,
-        min_similarity_in_file=config.min_similarity_in_file,
-        earlier=known.identity,
-        seen=known.seen,
-    )
+    now = linked(sightings, config.min_similarity, config.min_similarity_in_file, before)
+    return with_names(now.people, sightings, earlier=known.identity, seen=known.seen), now
 
 
 def _sighting(unit: Clip | PortraitUnit, found: Mapping[str, Likeness], config: IdentityConfig) -> Sighting:

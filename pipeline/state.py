@@ -15,6 +15,7 @@ from pipeline import tables
 from pipeline.config import RunConfig, fingerprints
 from pipeline.identities import Person
 from pipeline.ledger import Ledger, Record
+from pipeline.linked import Linked, read_linked
 from pipeline.people import Earlier, copies, likenesses, people_of, with_identities
 from pipeline.plan import PlannedPair
 from pipeline.worker import file_states, row
@@ -47,6 +48,7 @@ class Prepared:
     clip_verdicts: dict[str, Verdict]
     still_verdicts: dict[str, Verdict]  # on both kinds of stills
     people: list[Person]  # of accepted clips and stills from image files
+    linked: Linked  # the same without identities, as it is kept
     since: dict[str, int]  # clip, image portrait or source -> when it was first accepted, or its content taken, by the tables
     identifies: bool  # whether there is anything to measure of who is who
 
@@ -114,7 +116,8 @@ def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceF
     for verdicts in (clip_verdicts, still_verdicts):
         verdicts |= {u: Verdict(False, "near_duplicate") for u in verdicts.keys() & near_duplicates}
     accepted_stills = [p for p in stills if still_verdicts[p.id].accepted]
-    people = people_of([c for c in clips if clip_verdicts[c.id].accepted], accepted_stills, looks, config.identity, known)
+    accepted = [c for c in clips if clip_verdicts[c.id].accepted]
+    people, linked = people_of(accepted, accepted_stills, looks, config.identity, known, read_linked(root))
     someone = {m for p in people for m in p.members}
     clip_verdicts |= {u: Verdict(False, "unknown_person") for u, v in clip_verdicts.items() if v.accepted and u not in someone}
     clips, stills = with_identities(clips, people), with_identities(stills, people)
@@ -135,6 +138,7 @@ def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceF
         clip_verdicts=clip_verdicts,
         still_verdicts=still_verdicts | {p.id: gates.decide(p.scores, config.portrait_gates) for p in clip_stills},
         people=people,
+        linked=linked,
         since=since,
         identifies=config.identity.measures,
     )

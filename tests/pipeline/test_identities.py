@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.identities import Person, Sighting, at_once, link
+from pipeline.identities import Person, Sighting, at_once, link, with_names
 from pipeline.linkage import linked_groups
 from pipeline.people import Earlier, identity_rows
 
@@ -33,8 +34,16 @@ def sighting(
     )  # fmt: skip
 
 
-def people(sightings: list[Sighting], **more: object) -> list[Person]:
-    return link(sightings, **{"min_similarity": 0.5, "min_similarity_in_file": 0.3, **more})  # type: ignore[arg-type]
+def people(
+    sightings: list[Sighting],
+    *,
+    earlier: Mapping[str, str] = {},
+    seen: Mapping[str, int] = {},
+    min_similarity: float = 0.5,
+    min_similarity_in_file: float = 0.3,
+) -> list[Person]:
+    found = link(sightings, min_similarity=min_similarity, min_similarity_in_file=min_similarity_in_file)
+    return with_names(found, sightings, earlier=earlier, seen=seen)
 
 
 def who(found: list[Person]) -> dict[str, str]:

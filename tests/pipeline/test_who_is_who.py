@@ -16,6 +16,7 @@ from PIL import Image
 from smallworld import Finished, Silent, World
 from tinynet import tiny_network
 
+from pipeline import linked as linked_module
 from pipeline.config import RunConfig, fingerprints
 from pipeline.identities import Person
 from pipeline.ledger import Ledger, LedgerWriter
@@ -160,6 +161,20 @@ def test_run_again_it_does_nothing(copied: str, base: Path) -> None:
     run(config(copied, identity=IDENTITY), base=base, watcher=watcher, until="plan")
     after = {p: file_digest(p) for p in Path(copied).rglob("*") if p.is_file()}
     assert watcher.units == [] and {p.name for p in before if after.get(p) != before[p]} <= {"run.yaml"}
+
+
+def test_nobody_is_linked_again_while_nothing_has_changed(copied: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("linked again")
+
+    monkeypatch.setattr(linked_module, "link", never)
+    tables = {name: load(Path(copied), name) for name in SCHEMAS}
+    status(copied)
+    foresee_run(config(copied, identity=IDENTITY), base=base, watcher=Silent())
+    run(config(copied, identity=IDENTITY), base=base, watcher=Silent(), until="plan")
+    assert {name: load(Path(copied), name) for name in SCHEMAS} == tables
+    with pytest.raises(AssertionError, match="linked again"):
+        foresee_run(config(copied, identity=IDENTITY | {"min_similarity": 0.9}), base=base, watcher=Silent())
 
 
 def units_done(copied: str, base: Path, **identity: object) -> tuple[set[str], list[str]]:
