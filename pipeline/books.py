@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import tables
 from pipeline.config import RunConfig
+from pipeline.linked import write_linked
 from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources, says_nothing
 from pipeline.state import Generated, Prepared, source_verdict
 from schemas.outcomes import Outcome, Verdict
@@ -63,6 +64,9 @@ def _source_row(source: SourceFile, kind: str, **more: Any) -> dict[str, Any]:
 
 
 def save_prepared(root: Store, state: Prepared) -> None:
+    write_linked(root, state.linked)
+    # Before the others, since what they call accepted is known.
+    tables.save(root, "known", [{"unit": unit, "since": since} for unit, since in _known(state).items()])
     rows = []
     for kind, sources, records in (("clip", state.clip_sources, state.ingest), ("portrait", state.image_sources, state.portraits)):
         for source in sources:
@@ -74,6 +78,16 @@ def save_prepared(root: Store, state: Prepared) -> None:
     _save_units(root, "clips", state.clips, state.clip_verdicts, state)
     _save_units(root, "portraits", [*state.stills, *state.clip_stills], state.still_verdicts, state)
     save_outcomes(root, state, None)
+
+
+def _known(state: Prepared) -> dict[str, int]:
+    """Clips and image portraits that are accepted or ever were, and sources whose content is taken or ever was -> since when."""
+    now = 1 + max(state.since.values(), default=-1)
+    units = {c.id for c in state.accepted_clips} | {p.id for p in state.stills if state.still_verdicts[p.id].accepted}
+    units |= {
+        u for records in (state.ingest, state.portraits) for u, r in records.items() if r.data.get("content")
+    } - state.duplicates.keys()
+    return dict.fromkeys(units, now) | state.since
 
 
 def _save_units(root: Store, name: str, units: Sequence[Clip | PortraitUnit], verdicts: dict[str, Verdict], state: Prepared) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.catalogue import forbid_non_commercial
 from pipeline.config import RunConfig
@@ -15,14 +16,17 @@ from schemas.ids import sha256_of
 _IDENTITY = "w600k_r50.onnx"  # of an InsightFace pack
 
 
-def with_face_networks(config: RunConfig, base: Path) -> RunConfig:
+def with_face_networks(config: RunConfig, base: Path, began: Mapping[str, Any] | None = None) -> RunConfig:
     """The config with absolute paths and digests of the networks that it names; as it is without any.
 
-    With InsightFace's pack for finding faces, the pack's ArcFace tells who they are, unless the config names another network.
+    With InsightFace's pack for finding faces, the pack's ArcFace tells who they are, unless the config names another network or none.
+
+    Args:
+        began: the config that the run has gone on with so far, as run.yaml has it.
 
     Raises:
         ValueError: a file that is missing, damaged, another network, not the one that its `digest` pins, or of a licence that the run
-            forbids; no ONNX Runtime.
+            forbids; a pack that has lost the ArcFace that the run began with; no ONNX Runtime.
     """
     faces, identity = config.faces, config.identity
     if faces.engine == "insightface":
@@ -31,8 +35,12 @@ def with_face_networks(config: RunConfig, base: Path) -> RunConfig:
 
         found = _checked(config, "faces.pack", pack / PACK_FILE, "faces.digest", faces.digest, ScrfdDetector)
         config = replace(config, faces=replace(faces, pack=str(pack), digest=found))
-        if not identity.model and (pack / _IDENTITY).is_file():
-            identity = replace(identity, model=str(pack / _IDENTITY), normalise="arcface")
+        if not identity.model and identity.from_pack:
+            if (pack / _IDENTITY).is_file():
+                identity = replace(identity, model=str(pack / _IDENTITY), normalise="arcface")
+            elif _was_the_packs(began or {}):
+                without = "nobody would be linked to anybody any more, which is done with identity: {from_pack: false}"
+                raise ValueError(f"faces.pack: {pack / _IDENTITY} is not there, and the run began with it; put it back. Else {without}")
     if identity.model:
         from stages.facenet import FaceNet
 
@@ -41,6 +49,12 @@ def with_face_networks(config: RunConfig, base: Path) -> RunConfig:
         found = _checked(config, "identity.model", path, "identity.digest", identity.digest, lambda p: FaceNet(p, normalise))
         config = replace(config, identity=replace(identity, model=str(path), digest=found))
     return config
+
+
+def _was_the_packs(began: Mapping[str, Any]) -> bool:
+    """Whether a run has told people apart by the ArcFace of a pack."""
+    model, pack = (began.get(section, {}).get(key, "") for section, key in (("identity", "model"), ("faces", "pack")))
+    return bool(model and pack) and Path(model) == Path(pack) / _IDENTITY
 
 
 def _checked(config: RunConfig, key: str, path: Path, pin_key: str, pin: str, load: Callable[[Path], object]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections import defaultdict
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 
@@ -22,42 +23,54 @@ def linked_groups(
 
     The result does not depend on rows that nobody is alike to. Of equal similarities the earlier rows' counts first.
     """
+    label = _components(means, min_similarity)
+    apart_in: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for i, j in apart:
+        if label[i] == label[j]:
+            apart_in[int(label[i])].append((i, j))
+    order = np.argsort(label, kind="stable")
     groups: list[list[int]] = []
-    for rows in _components(means, min_similarity - _SLACK):
-        groups += _agglomerate(means[rows], counts[rows], min_similarity, rows, apart, [names[r] for r in rows])
+    for rows in np.split(order, np.flatnonzero(np.diff(label[order])) + 1):
+        inside = apart_in.get(int(label[rows[0]]), [])
+        groups += _agglomerate(means[rows], counts[rows], min_similarity, rows, inside, [names[r] for r in rows])
     return sorted(groups)
 
 
-def _components(means: np.ndarray, min_similarity: float) -> list[np.ndarray]:
-    """Rows that similarities of at least `min_similarity` connect, each array sorted. Average linkage cannot reach beyond them."""
-    single, label = means.astype(np.float32), np.arange(len(means))
-    edges: list[np.ndarray] = []
+def alike(means: np.ndarray, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of rows, the earlier first, with a product of at least `min_similarity`, or hardly less: float64 decides. Some at a time."""
+    single = means.astype(np.float32)
     for first in range(0, len(means), _ROWS):
-        near = single[first : first + _ROWS] @ single[first:].T >= min_similarity
-        edges.append(np.argwhere(np.triu(near, 1)) + first)
-    a, b = np.concatenate(edges).T
-    while True:
-        lowest = label.copy()
-        np.minimum.at(lowest, a, label[b])
-        np.minimum.at(lowest, b, label[a])
-        lowest = lowest[lowest]
-        if (lowest == label).all():
-            break
-        label = lowest
-    order = np.argsort(label, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(label[order])) + 1)
+        near = single[first : first + _ROWS] @ single[first:].T >= min_similarity - _SLACK
+        a, b = np.divmod(np.flatnonzero(near), near.shape[1])
+        yield a[b > a] + first, b[b > a] + first
+
+
+def _components(means: np.ndarray, min_similarity: float) -> np.ndarray:
+    """Of each row the first row that similarities connect it to. Average linkage cannot reach beyond them."""
+    label = np.arange(len(means))
+    for a, b in alike(means, min_similarity):
+        root, (a, b) = np.arange(len(means)), (label[a], label[b])
+        while True:
+            lowest = root.copy()
+            np.minimum.at(lowest, a, root[b])
+            np.minimum.at(lowest, b, root[a])
+            lowest = lowest[lowest]
+            if (lowest == root).all():
+                break
+            root = lowest
+        label = root[label]
+    return label
 
 
 def _agglomerate(
-    means: np.ndarray, counts: np.ndarray, min_similarity: float, rows: np.ndarray, apart: Set[tuple[int, int]], names: list[str]
+    means: np.ndarray, counts: np.ndarray, min_similarity: float, rows: np.ndarray, apart: Sequence[tuple[int, int]], names: list[str]
 ) -> list[list[int]]:
     if len(rows) == 1:
         return [[int(rows[0])]]
     near = np.round(means @ means.T, 9)  # ties are ties, whatever the order of adding up
     place = {int(r): k for k, r in enumerate(rows)}
     for i, j in apart:
-        if i in place and j in place:
-            near[place[i], place[j]] = near[place[j], place[i]] = -np.inf
+        near[place[i], place[j]] = near[place[j], place[i]] = -np.inf
     called = np.array(names)
     near[(called[:, None] != called) & (called[:, None] != "") & (called != "")] = -np.inf
     np.fill_diagonal(near, -np.inf)

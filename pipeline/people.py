@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from pipeline.identities import Person, Sighting, link
+from pipeline.identities import Person, Sighting, with_names
 from pipeline.ledger import Record
+from pipeline.linked import Linked, linked
 from pipeline.near_duplicates import Pictures, near_duplicates
 from pipeline.plan import assign_splits
 from pipeline.sources import is_named
@@ -38,9 +40,9 @@ def likenesses(records: Mapping[str, Record]) -> dict[str, Likeness]:
 
 
 def copies(
-    units: Sequence[Clip] | Sequence[PortraitUnit], found: Mapping[str, Likeness], config: IdentityConfig, known: Set[str]
+    units: Sequence[Clip] | Sequence[PortraitUnit], found: Mapping[str, Likeness], config: IdentityConfig, since: Mapping[str, int]
 ) -> dict[str, str]:
-    """Unit -> the one of which it is a near duplicate. `units`: accepted ones of one kind; `known`: units accepted before."""
+    """Unit -> the one of which it is a near duplicate. `units`: accepted ones of one kind; `since`: of those known, when first accepted."""
     if not config.finds_duplicates:
         return {}
     pictures = [
@@ -50,7 +52,7 @@ def copies(
             uri=u.source.uri,
             frames=u.frames if isinstance(u, Clip) else 1,
             hashes=found[u.id].hashes,
-            known=u.id in known,
+            since=since.get(u.id, math.inf),
         )
         for u in units
         if u.id in found
@@ -59,17 +61,17 @@ def copies(
 
 
 def people_of(
-    clips: Sequence[Clip], stills: Sequence[PortraitUnit], found: Mapping[str, Likeness], config: IdentityConfig, known: Earlier
-) -> list[Person]:
-    """Who the accepted clips and image portraits show; a clip's own still is the clip's person."""
+    clips: Sequence[Clip],
+    stills: Sequence[PortraitUnit],
+    found: Mapping[str, Likeness],
+    config: IdentityConfig,
+    known: Earlier,
+    before: Linked | None = None,
+) -> tuple[list[Person], Linked]:
+    """Who the accepted clips and image portraits show; a clip's own still is the clip's person. `before`: what was linked last."""
     sightings = [_sighting(c, found, config) for c in clips] + [_sighting(p, found, config) for p in stills]
-    return link(
-        sightings,
-        min_similarity=config.min_similarity,
-        min_similarity_in_file=config.min_similarity_in_file,
-        earlier=known.identity,
-        seen=known.seen,
-    )
+    now = linked(sightings, config.min_similarity, config.min_similarity_in_file, before)
+    return with_names(now.people, sightings, earlier=known.identity, seen=known.seen), now
 
 
 def _sighting(unit: Clip | PortraitUnit, found: Mapping[str, Likeness], config: IdentityConfig) -> Sighting:
@@ -103,13 +105,18 @@ def identity_rows(
         counts: "clips" and "portraits" -> identity -> how many.
     """
     known = {r["identity"]: r for r in before}
-    was = Earlier.of(before).identity
+    called = {m: f for p in people for m, f in zip(p.members, p.files, strict=False) if f in known}
+    was = called | Earlier.of(before).identity
     live = {p.identity for p in people}
     former = {p.identity: known.get(_earliest(p, known, was, live)) for p in people}
     split = assign_splits([p.identity for p in people], {i: row["split"] for i, row in former.items() if row}, splits, seed)
     now = 1 + max((r["seen"] for r in before), default=-1)
     elsewhere = {m: p.identity for p in people for m in p.members}
     left = {i: [m for m in row["members"] if m not in elsewhere] for i, row in known.items()}  # not accepted now; they may come back
+    taken: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for member, identity in was.items():
+        if member in elsewhere:
+            taken[identity][elsewhere[member]] += 1
     rows = []
     for person in people:
         row = former[person.identity]
@@ -129,8 +136,7 @@ def identity_rows(
             }
         )
     for identity in known.keys() - live:
-        taken = Counter(elsewhere[m] for m in known[identity]["members"] if m in elsewhere)
-        same_as = max(sorted(taken), key=lambda i: taken[i], default=known[identity]["same_as"])
+        same_as = max(sorted(taken[identity]), key=lambda i: taken[identity][i], default=known[identity]["same_as"])
         gone = {"clips": 0, "portraits": 0, "doubts": "", "same_as": same_as, "members": left[identity]}
         rows.append({**known[identity], **gone})
     return sorted(rows, key=lambda r: r["identity"])

@@ -27,6 +27,7 @@ _AFTER = {
     "regions": ("reenact",),
 }
 _LINKED = "people are linked anew, from the embeddings that are there"
+_UNLINKED = "who is who says the manifest, or else the file; embeddings that are there link nobody, and stay"
 _COPIES = "near duplicates are looked for anew, among the hashes that are there"
 _DECIDES = {  # sections, or single settings of a section of which others are measured with
     "gates": "verdicts on clips are taken again, from the scores that are there",
@@ -70,6 +71,8 @@ def foresee(root: Place, config: RunConfig, before: Mapping[str, Any], due: Call
         due: gives stage -> units that are due as far as is known; not asked in a run whose fingerprints were never others.
     """
     said = [f"{field} {change}: {_DECIDES[section]}" for section, field, change in _decisions(before["config"], asdict(config))]
+    if (model := before["config"].get("identity", {}).get("model")) and not config.identity.model:
+        said.append(f"identity.model {model} -> none: {_UNLINKED}")
     history = remember(before, fingerprints(config))
     redone = list(_redone(root, config, before, history, due())) if history else []
     return said + [str(r) for r in redone] if any(r.again for r in redone) else said

@@ -57,11 +57,11 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         raise ValueError(f"--until {until}: one of {', '.join(STEPS)}")
     root = open_store(config.run, base)
     with exclusive(root):
-        config = _with_models(config, base, root, watcher)
+        before = _run_file(root)
+        config = _with_models(config, base, root, before, watcher)
         # Of sessions that were killed; this process alone holds the run now.
         Ledger(root).close_attempts()
         root.clear_unfinished()
-        before = _run_file(root)
         clips, images = list_run(root, config, base)
         for sentence in foresee(root, config, before, lambda: _due(root, config, clips, images)) if before else ():
             watcher.say(sentence)
@@ -78,9 +78,9 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         return summarise(root, config, prepared, generated)
 
 
-def _with_models(config: RunConfig, base: Path, root: Store, watcher: Watcher) -> RunConfig:
-    """The config with the digests of all the files of weights that it names."""
-    config = with_expressions(with_face_networks(config, base), base)
+def _with_models(config: RunConfig, base: Path, root: Store, before: dict[str, Any] | None, watcher: Watcher) -> RunConfig:
+    """The config with the digests of all the files of weights that it names. `before`: run.yaml as it is."""
+    config = with_expressions(with_face_networks(config, base, (before or {}).get("config")), base)
     return with_weights(config, base, scratch=_models_folder(root), say=watcher.say)
 
 
@@ -98,9 +98,10 @@ def foresee_run(config: RunConfig, *, base: Path, watcher: Watcher) -> None:
         ValueError: as `run`.
     """
     root = open_store(config.run, base)
-    config = _with_models(config, base, root, watcher)
+    before = _run_file(root)
+    config = _with_models(config, base, root, before, watcher)
     clips, images = list_run(root, config, base, save=False)
-    for sentence in foresee(root, config, before, lambda: _due(root, config, clips, images)) if (before := _run_file(root)) else ():
+    for sentence in foresee(root, config, before, lambda: _due(root, config, clips, images)) if before else ():
         watcher.say(sentence)
     prepared = read_prepared(root, config, clips, images)
     watcher.step("prepare", len(prepared.due()) + sum(map(len, prepared.changed().values())))

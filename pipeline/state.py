@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline import tables
 from pipeline.config import RunConfig, fingerprints
 from pipeline.identities import Person
 from pipeline.ledger import Ledger, Record
+from pipeline.linked import Linked, read_linked
 from pipeline.people import Earlier, copies, likenesses, people_of, with_identities
 from pipeline.plan import PlannedPair
 from pipeline.worker import file_states, row
@@ -46,6 +48,8 @@ class Prepared:
     clip_verdicts: dict[str, Verdict]
     still_verdicts: dict[str, Verdict]  # on both kinds of stills
     people: list[Person]  # of accepted clips and stills from image files
+    linked: Linked  # the same without identities, as it is kept
+    since: dict[str, int]  # clip, image portrait or source -> when it was first accepted, or its content taken, by the tables
     identifies: bool  # whether there is anything to measure of who is who
 
     @cached_property
@@ -97,25 +101,25 @@ def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceF
     # What is said of a source is what the manifest says now, not what it said when the file was looked through.
     by_id, images_by_id = {s.id: s for s in clip_sources}, {s.id: s for s in image_sources}
     shots = [replace(s, source=by_id[r.unit]) for r in ingest.values() if r.unit in by_id for s in _units(Shot, r.children)]
-    clip_rows, still_rows = tables.load(root, "clips"), tables.load(root, "portraits")
-    duplicates = _duplicates(clip_sources, ingest, {r["source"] for r in clip_rows})
-    duplicates |= _duplicates(image_sources, portraits, {r["source"] for r in still_rows})
+    identity_rows = tables.load(root, "identities")
+    since = _since(root, identity_rows)
+    duplicates = _duplicates(clip_sources, ingest, since) | _duplicates(image_sources, portraits, since)
     firsts = [s for s in shots if s.source.id not in duplicates and s.id in found]
     clips = _by_id(replace(c, source=s.source) for s in firsts for c in _units(Clip, found[s.id].children))
     images = [r for r in portraits.values() if r.unit in images_by_id and r.unit not in duplicates]
     stills = _by_id(replace(p, source=images_by_id[r.unit]) for r in images for p in _units(PortraitUnit, r.children))
     clip_verdicts = {c.id: gates.decide(c.scores, config.gates) for c in clips}
     still_verdicts = {p.id: gates.decide(p.scores, config.portrait_gates) for p in stills}
-    known, looks = Earlier.of(tables.load(root, "identities")), likenesses(identity)
-    # The table of identities is written with the plan only, to which the session that accepted them may not have come.
-    before = known.identity.keys() | {r["clip"] for r in clip_rows if r["outcome"] == Outcome.DONE}
-    before |= {r["portrait"] for r in still_rows if r["outcome"] == Outcome.DONE}
-    near_duplicates = copies([c for c in clips if clip_verdicts[c.id].accepted], looks, config.identity, before)
-    near_duplicates |= copies([p for p in stills if still_verdicts[p.id].accepted], looks, config.identity, before)
+    known, looks = Earlier.of(identity_rows), likenesses(identity)
+    near_duplicates = copies([c for c in clips if clip_verdicts[c.id].accepted], looks, config.identity, since)
+    near_duplicates |= copies([p for p in stills if still_verdicts[p.id].accepted], looks, config.identity, since)
     for verdicts in (clip_verdicts, still_verdicts):
         verdicts |= {u: Verdict(False, "near_duplicate") for u in verdicts.keys() & near_duplicates}
     accepted_stills = [p for p in stills if still_verdicts[p.id].accepted]
-    people = people_of([c for c in clips if clip_verdicts[c.id].accepted], accepted_stills, looks, config.identity, known)
+    accepted = [c for c in clips if clip_verdicts[c.id].accepted]
+    people, linked = people_of(accepted, accepted_stills, looks, config.identity, known, read_linked(root))
+    someone = {m for p in people for m in p.members}
+    clip_verdicts |= {u: Verdict(False, "unknown_person") for u, v in clip_verdicts.items() if v.accepted and u not in someone}
     clips, stills = with_identities(clips, people), with_identities(stills, people)
     clip_stills = [portrait_of_clip(c) for c in clips if clip_verdicts[c.id].accepted] if config.portraits_from_clips else []
     return Prepared(
@@ -134,6 +138,8 @@ def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceF
         clip_verdicts=clip_verdicts,
         still_verdicts=still_verdicts | {p.id: gates.decide(p.scores, config.portrait_gates) for p in clip_stills},
         people=people,
+        linked=linked,
+        since=since,
         identifies=config.identity.measures,
     )
 
@@ -155,14 +161,24 @@ def _differs(now: dict[str, Any], record: Record) -> bool:
     return now["size_bytes"] >= 0 and any(record.data.get(k, v) != v for k, v in now.items())
 
 
-def _duplicates(sources: Sequence[SourceFile], records: dict[str, Record], known: Set[str]) -> dict[str, str]:
-    """Sources whose content another one has brought: one that an earlier run took (`known`), else the first by URI.
+def _since(root: Store, identities: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """What the table of the known says: it only grows, so that whatever is moved and moved back, the same ones of copies stay."""
+    if rows := tables.load(root, "known"):
+        return {r["unit"]: r["since"] for r in rows}
+    # An older run, which kept no such table: the others tell that they were known, and not when.
+    both = [(r, r[kind]) for table, kind in (("clips", "clip"), ("portraits", "portrait")) for r in tables.load(root, table)]
+    units = {unit for r, unit in both if r["outcome"] == Outcome.DONE} | {r["source"] for r, _ in both}
+    return dict.fromkeys(units | {m for r in identities for m in r["members"]}, 0)
+
+
+def _duplicates(sources: Sequence[SourceFile], records: dict[str, Record], since: Mapping[str, int]) -> dict[str, str]:
+    """Sources whose content another one has brought: the one whose content was taken first (`since`), else the first by URI.
 
     So a copy that is added later never takes a clip, with its identity and licence, from the file that it was made of.
     """
     first: dict[str, str] = {}
     duplicates: dict[str, str] = {}
-    for source in sorted(sources, key=lambda s: (s.id not in known, s.uri)):
+    for source in sorted(sources, key=lambda s: (since.get(s.id, math.inf), s.uri)):
         record = records.get(source.id)
         content = record.data.get("content") if record else None
         if content and first.setdefault(content, source.id) != source.id:

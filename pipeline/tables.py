@@ -48,6 +48,8 @@ IDENTITIES = pa.schema(
         ("members", pa.list_(pa.string())),  # clips and image portraits, also those that are not accepted now
     ]
 )
+# clips and image portraits that were ever accepted, sources whose content was ever taken: of copies, the one that was first stays
+KNOWN = pa.schema([("unit", pa.string()), ("since", pa.int32())])
 PAIRS = pa.schema(
     [*((n, pa.string()) for n in ("pair", "clip", "portrait", "performer", "appearance", "split")), ("generation", pa.int32())]
 )
@@ -84,6 +86,7 @@ SCHEMAS = {
     "outcomes": OUTCOMES,
     "sources": SOURCES,
     "identities": IDENTITIES,
+    "known": KNOWN,
     "pairs": PAIRS,
     "samples": SAMPLES,
     "clips": CLIPS,

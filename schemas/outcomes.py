@@ -28,6 +28,7 @@ REASONS: dict[str, str] = {
     "too_many_frames": "the video has more frames than `ingest.max_frames`; cut it into parts",
     "duplicate": "another source file has the same content",
     "near_duplicate": "another clip or portrait shows almost the same pictures (`identity.max_hash_distance`)",
+    "unknown_person": "it may show any of several people of its file, and its embedding does not tell whom (`identity.min_agreement`)",
     "too_short": "shorter than `faces.min_clip_s`",
     "no_face": "no face was found",
     "lost_face": "the face was lost too often for one clip of at least `faces.min_clip_s`",

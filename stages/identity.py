@@ -26,6 +26,7 @@ class IdentityConfig:
 
     model: str = ""  # an ONNX file, 1x3x112x112 -> 1xD; the user's own, nothing is downloaded
     digest: str = ""  # its sha256: a pin; the run fills in that of the file that it uses, and a worker opens no other
+    from_pack: bool = True  # without a model: whether the ArcFace of faces.pack serves, if the pack has one
     normalise: Literal["arcface", "imagenet"] = "arcface"  # how the network was trained to see pixels
     frames: int = 8  # of a clip that are looked at, spread over it
     # thresholds on what is stored: changing one measures nothing again

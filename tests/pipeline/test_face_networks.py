@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import yaml
 from faceclips import moving_face, photograph, write_clip
 from PIL import Image
+from smallworld import Silent
 from tinynet import box_network, tiny_network
 
 from pipeline.config import RunConfig, fingerprints
 from pipeline.face_networks import with_face_networks
+from pipeline.run import foresee_run, run
 from schemas.config import parse_config
 from schemas.ids import sha256_of, source_id
 from schemas.outcomes import Rejection
@@ -47,6 +51,44 @@ def test_a_pack_is_taken_with_its_digest_and_its_identity_network(pack: Path) ->
     named = config(faces={"engine": "insightface", "pack": "pack"}, identity={"model": "own.onnx", "normalise": "imagenet"})
     identity = with_face_networks(named, pack.parent).identity
     assert (identity.model, identity.digest, identity.normalise) == (str(own), sha256_of(own), "imagenet")
+
+
+def test_a_pack_that_has_lost_the_identity_network_of_the_run_stops_it(pack: Path) -> None:
+    """Else everybody would be unlinked without a word. Unless the config says so, or the network was never the pack's."""
+    plain = config(faces={"engine": "insightface", "pack": "pack"})
+    arcface = tiny_network(pack / "w600k_r50.onnx")
+    began = asdict(with_face_networks(plain, pack.parent))
+    aside = config(faces={"engine": "insightface", "pack": "pack"}, identity={"from_pack": False})
+    assert with_face_networks(aside, pack.parent, began).identity.model == ""
+    arcface.rename(pack.parent / "own.onnx")
+    with pytest.raises(ValueError, match=r"w600k_r50\.onnx is not there, and the run began with it; put it back\. Else .*from_pack: false"):
+        with_face_networks(plain, pack.parent, began)
+    elsewhere = config(faces={"engine": "insightface", "pack": "moved"})
+    shutil.copytree(pack, pack.parent / "moved")
+    with pytest.raises(ValueError, match=r"moved/w600k_r50\.onnx is not there, and the run began with it"):
+        with_face_networks(elsewhere, pack.parent, began)
+    assert with_face_networks(aside, pack.parent, began).identity.model == ""
+    assert with_face_networks(plain, pack.parent, asdict(plain)).identity.model == ""
+    named = config(faces={"engine": "insightface", "pack": "pack"}, identity={"model": "own.onnx"})
+    assert with_face_networks(plain, pack.parent, asdict(with_face_networks(named, pack.parent))).identity.model == ""
+
+
+def test_a_run_says_that_the_packs_identity_network_is_gone_and_goes_on_when_told(pack: Path) -> None:
+    base, watcher = pack.parent, Silent()
+    Image.fromarray(photograph("hopper")).save(base / "a.png")
+    settings = {"faces": {"engine": "insightface", "pack": "pack"}, "clips": [], "portraits": ["a.png"], "ray": {"workers": 1}}
+    tiny_network(pack / "w600k_r50.onnx")
+    foresee_run(config(**settings), base=base, watcher=watcher)
+    (base / "run").mkdir()
+    run_file = {"config": asdict(with_face_networks(config(**settings), base)), "fingerprints": fingerprints(config(**settings))}
+    (base / "run/run.yaml").write_text(yaml.safe_dump(run_file))
+    (pack / "w600k_r50.onnx").unlink()
+    for go in (foresee_run, run):
+        with pytest.raises(ValueError, match=r"w600k_r50\.onnx is not there"):
+            go(config(**settings), base=base, watcher=watcher)
+    assert yaml.safe_load((base / "run/run.yaml").read_text()) == run_file and watcher.said == []
+    foresee_run(config(**settings, identity={"from_pack": False}), base=base, watcher=watcher)
+    assert [s for s in watcher.said if s.startswith(f"identity.model {pack / 'w600k_r50.onnx'} -> none: who is who says the manifest")]
 
 
 def test_the_fingerprint_knows_the_detectors_content_and_not_its_place(pack: Path) -> None:

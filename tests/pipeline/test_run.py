@@ -272,6 +272,6 @@ def test_tables_can_be_read_by_anyone(finished: Finished) -> None:
     keys = Counter((r["unit"], r["stage"]) for r in rows)
     assert max(keys.values()) == 1
     assert {r["outcome"] for r in rows} == {"done", "rejected"}
-    assert {"sources", "portraits", "clips", "identities", "pairs", "samples", "outcomes"} == {
+    assert {"sources", "portraits", "clips", "identities", "known", "pairs", "samples", "outcomes"} == {
         p.stem for p in (finished.root / "tables").glob("*.parquet")
     }
