@@ -12,7 +12,7 @@ from schemas.outcomes import ACCEPTED, Verdict
 from stages.head import eye_opening, face_boxes, face_size, fit_pose, mouth_opening
 
 _OPEN_EYE = 0.25  # gap of the lids over the eye's width; people differ, so a wider one is no better
-_SHARP = 1.0  # variance of the Laplacian over that of luma
+_SHARP = 0.1  # variance of the Laplacian over that of luma, of a good photograph
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -422,7 +422,7 @@ def test_the_best_portraits_appear_images_first() -> None:
 
 @pytest.mark.parametrize(
     ("worse", "by"),
-    [("yaw_deg", -9.0), ("pitch_deg", 9.0), ("sharpness", 0.1), ("mouth_opening", 0.3), ("eye_opening", 0.1), ("upscale", 2.0)],
+    [("yaw_deg", -9.0), ("pitch_deg", 9.0), ("sharpness", 0.02), ("mouth_opening", 0.3), ("eye_opening", 0.1), ("upscale", 2.0)],
 )
 def test_what_makes_a_still_worse(worse: str, by: float) -> None:
     good = {"yaw_deg": 0.0, "pitch_deg": 0.0, "sharpness": 1.0, "mouth_opening": 0.0, "eye_opening": 0.3, "upscale": 1.0}
