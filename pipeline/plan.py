@@ -88,7 +88,7 @@ def grow(
         only_portraits: only these portraits, and `extra_per_clip` of them for each clip, whatever it has.
     """
     live = ~pc.is_in(earlier["pair"], value_set=pa.array(sorted(resting), pa.string())).to_numpy(zero_copy_only=False)
-    names = sorted(split)
+    names = list(split)
     known = None
     if embeddings:
         known = np.full((len(names), len(next(iter(embeddings.values())))), np.nan, np.float32)

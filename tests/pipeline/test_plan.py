@@ -278,12 +278,24 @@ def test_those_for_whom_the_same_clips_are_open_appear_equally_often(old: World,
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_appearances_are_used_evenly(at_once: bool) -> None:
+@pytest.mark.parametrize(("people", "per_clip", "uses"), [(6, 2, {20}), (7, 3, {25, 26}), (5, 3, {36})])
+def test_appearances_are_used_evenly(people: int, per_clip: int, uses: set[int], at_once: bool) -> None:
     clips = [clip(f"c{k}", "performer", yaw=k % 7) for k in range(60)]
-    portraits = [portrait(f"p{k}-{n}", f"b{k}") for k in range(6) for n in range(1 + 5 * (k == 0))]
-    pairs = plan((clips, portraits), split=together(clips, portraits), at_once=at_once)
-    assert set(Counter(pairs["appearance"].to_pylist()).values()) == {20}
-    assert len(set(pairs["portrait"].to_pylist())) == 11, "all of somebody's portraits serve"
+    portraits = [portrait(f"p{k}-{n}", f"b{k}") for k in range(people) for n in range(1 + 5 * (k == 0))]
+    pairs = plan((clips, portraits), PairsConfig(per_clip=per_clip), split=together(clips, portraits), at_once=at_once)
+    assert set(Counter(pairs["appearance"].to_pylist()).values()) == uses
+    assert len(set(pairs["portrait"].to_pylist())) == people + 5, "all of somebody's portraits serve"
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_nobody_appears_nor_performs_more_often_than_he_may(at_once: bool) -> None:
+    clips = [clip(f"c{k}", f"a{k % 2}") for k in range(60)]
+    world: World = (clips, [portrait(f"p{k}", f"b{k}") for k in range(6)])
+    few = plan(world, PairsConfig(per_identity=7), split=together(*world), at_once=at_once)
+    assert Counter(few["appearance"].to_pylist()) == {f"b{k}": 7 for k in range(6)}
+    few = plan(world, PairsConfig(per_performer=31), split=together(*world), at_once=at_once)
+    assert Counter(few["performer"].to_pylist()) == {"a0": 31, "a1": 31}
+    assert Counter(Counter(few["clip"].to_pylist()).values()) == {1: 58, 2: 2}, "each clip has somebody before one has two"
 
 
 def test_many_who_perform_and_appear_are_used_evenly() -> None:
