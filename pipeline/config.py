@@ -43,10 +43,35 @@ class ControlsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PairsConfig:
-    per_clip: int = 2
+    """Who may appear for whom, and how often. Counts for generations to come; pairs that are planned stay."""
+
+    per_clip: int = 2  # people who appear for a clip; a clip that went short is topped up when there is somebody
+    per_identity: int = 0  # pairs in which one person appears, at most; 0: no limit
+    per_performer: int = 0  # pairs in which one person performs, at most; 0: no limit
+    both_directions: bool = False  # whoever appears is sought to perform for his performer, before others who appear less
     seed: int = 0
-    max_yaw_difference_deg: float = 25.0  # between the clip's median and the portrait
+    max_yaw_difference_deg: float = 30.0  # between the clip's median and the portrait; engines lose a head that turns by more
     max_pitch_difference_deg: float = 25.0
+    max_face_size_ratio: float = 0.0  # of the clip's face to the portrait's, in px of their sources, the larger to the smaller; 0: any
+    portraits_per_identity: int = 8  # the best of them may appear (stages.gates.still_quality; images before stills of clips); 0: all
+    # Cosine between two people, where a network tells: people who are too like, or too unlike, are not paired. -1 and 1: any
+    min_similarity: float = -1.0
+    max_similarity: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.per_clip < 1 or min(self.per_identity, self.per_performer, self.portraits_per_identity) < 0:
+            below = "pairs.per_identity, per_performer and portraits_per_identity must not be below 0"
+            raise ValueError(f"pairs.per_clip must be at least 1; {below} (0: no limit)")
+        if min(self.max_yaw_difference_deg, self.max_pitch_difference_deg) < 0:
+            raise ValueError("pairs.max_yaw_difference_deg and max_pitch_difference_deg must not be below 0")
+        if self.max_face_size_ratio and self.max_face_size_ratio < 1:
+            raise ValueError(f"pairs.max_face_size_ratio is {self.max_face_size_ratio}; of larger to smaller it is 1 or more, or 0 for any")
+        if not -1 <= self.min_similarity <= self.max_similarity <= 1:
+            raise ValueError("pairs.min_similarity and max_similarity are cosines, -1..1, the first not above the second")
+
+    @property
+    def asks_for_similarity(self) -> bool:
+        return self.min_similarity > -1 or self.max_similarity < 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +127,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.video.size_px % 16 or self.video.size_px < 64:
             raise ValueError(f"video.size_px is {self.video.size_px}; it must be a multiple of 16, at least 64")
-        if self.video.fps < 1 or self.pairs.per_clip < 1 or self.shards.max_mb < 1:
-            raise ValueError("video.fps, pairs.per_clip and shards.max_mb must be at least 1")
+        if self.video.fps < 1 or self.shards.max_mb < 1:
+            raise ValueError("video.fps and shards.max_mb must be at least 1")
         if (
             self.limits.attempts < 1
             or self.limits.unit_s <= 0
@@ -114,6 +139,8 @@ class RunConfig:
         ):
             at_least_1 = "limits.attempts, limits.transient_attempts, faces.survey_every and ray.workers_per_gpu must be at least 1"
             raise ValueError(f"{at_least_1}, limits.unit_s above 0, ray.workers not below")
+        if self.pairs.asks_for_similarity and not self.identity.model:
+            raise ValueError("pairs.min_similarity and max_similarity compare faces: name an identity network, identity.model")
         if self.reenactor.engine == "liveportrait" and not self.reenactor.models:
             raise ValueError("reenactor.models: liveportrait needs a folder with its weights; `crosspair models list` says which")
         if not self.set_name.replace("_", "").replace("-", "").isalnum():

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
+
 from pipeline.identities import Person, Sighting, with_names
 from pipeline.ledger import Record
 from pipeline.linked import Linked, linked
@@ -75,8 +77,6 @@ def people_of(
 
 
 def _sighting(unit: Clip | PortraitUnit, found: Mapping[str, Likeness], config: IdentityConfig) -> Sighting:
-    likeness = found.get(unit.id) if config.model else None
-    trusted = likeness is not None and likeness.agreement >= config.min_agreement
     span = {"first_frame": unit.first_frame, "last_frame": unit.last_frame, "track": unit.track} if isinstance(unit, Clip) else {}
     return Sighting(
         id=unit.id,
@@ -84,9 +84,26 @@ def _sighting(unit: Clip | PortraitUnit, found: Mapping[str, Likeness], config: 
         uri=unit.source.uri,
         person=unit.source.identity,
         named=is_named(unit.source),
-        embedding=likeness.embedding if likeness is not None and trusted else None,
+        embedding=_embedding(unit.id, found, config),
         **span,
     )
+
+
+def _embedding(unit: str, found: Mapping[str, Likeness], config: IdentityConfig) -> np.ndarray | None:
+    """A clip's or a portrait's, where there is one that is to be trusted."""
+    likeness = found.get(unit) if config.model else None
+    return likeness.embedding if likeness is not None and likeness.agreement >= config.min_agreement else None
+
+
+def embeddings_of(people: Iterable[Person], found: Mapping[str, Likeness], config: IdentityConfig) -> dict[str, np.ndarray]:
+    """Identity -> direction of the mean of its members' embeddings, float32 (D,) of unit length, where any can be trusted."""
+    known = {}
+    for person in people:
+        theirs = [e for e in (_embedding(m, found, config) for m in person.members) if e is not None]
+        mean = np.mean(theirs, 0) if theirs else np.zeros(1)
+        if (length := np.linalg.norm(mean)) > 0:
+            known[person.identity] = (mean / length).astype(np.float32)
+    return known
 
 
 def with_identities(units: Iterable[_Unit], people: Iterable[Person]) -> list[_Unit]:

@@ -19,8 +19,8 @@ from pipeline.executor import cluster, run_graph
 from pipeline.face_networks import with_face_networks
 from pipeline.ledger import Ledger, sweep
 from pipeline.pack import pack
-from pipeline.people import identity_rows
-from pipeline.plan import grow
+from pipeline.people import embeddings_of, identity_rows, likenesses
+from pipeline.plan import grow, planned_pairs, with_generation
 from pipeline.redo import foresee, remember
 from pipeline.samples import sample_of
 from pipeline.state import Generated, Prepared, read_generated, read_prepared
@@ -187,22 +187,20 @@ def _plan(root: Store, config: RunConfig, state: Prepared, watcher: Watcher) -> 
         for other, alike in person.doubts:
             if person.name < other:  # said of both
                 watcher.say(f"warning: the manifest says two people, the network says one: {person.name} and {other} ({alike:.2f})")
-    earlier = tables.load_pairs(root)
-    resting = {p.pair for p in earlier} - {p.pair for p in read_generated(root, config, state, earlier).live()}
+    earlier = tables.pairs(root)
+    before = read_generated(root, config, state, planned_pairs(earlier))
     new = grow(
         clips,
         portraits,
         earlier,
         {r["identity"]: r["split"] for r in people},
-        resting=resting,
-        per_clip=settings.per_clip,
-        max_yaw_difference_deg=settings.max_yaw_difference_deg,
-        max_pitch_difference_deg=settings.max_pitch_difference_deg,
-        seed=settings.seed,
+        settings,
+        resting={p.pair for p in before.planned} - {p.pair for p in before.live()},
+        embeddings=embeddings_of(state.people, likenesses(state.identity), config.identity) if settings.asks_for_similarity else None,
     )
     watcher.step("plan", len(new))
-    tables.save_pairs(root, [*earlier, *new])
-    return read_generated(root, config, state, [*earlier, *new])
+    tables.save_pairs(root, with_generation(earlier, new))
+    return read_generated(root, config, state, [*before.planned, *planned_pairs(new)])
 
 
 def _generate(root: Store, config: RunConfig, prepared: Prepared, watcher: Watcher, start: Callable[[], None]) -> Generated:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.plan import PlannedPair
+from pipeline.plan import PAIRS, PlannedPair, planned_pairs
 from pipeline.storage import write_table
 from schemas.sample import read_parquet
 from schemas.store import Place, open_store
@@ -50,9 +49,6 @@ IDENTITIES = pa.schema(
 )
 # clips and image portraits that were ever accepted, sources whose content was ever taken: of copies, the one that was first stays
 KNOWN = pa.schema([("unit", pa.string()), ("since", pa.int32())])
-PAIRS = pa.schema(
-    [*((n, pa.string()) for n in ("pair", "clip", "portrait", "performer", "appearance", "split")), ("generation", pa.int32())]
-)
 SAMPLES = pa.schema(
     [
         *((n, pa.string()) for n in ("pair", "set", "clip", "portrait", "performer", "appearance", "split", "outcome", "reason", "tar")),
@@ -132,9 +128,18 @@ def read(root: Place, name: str) -> pa.Table:
     return read_parquet(data, store.at(file), schema, remedy)
 
 
+def pairs(root: Place) -> pa.Table:
+    """RUN/tables/pairs.parquet, the plan; empty when there is none yet. Raises ValueError when it is damaged."""
+    try:
+        return read(root, "pairs")
+    except FileNotFoundError:
+        return PAIRS.empty_table()
+
+
 def load_pairs(root: Place) -> list[PlannedPair]:
-    return [PlannedPair(**r) for r in load(root, "pairs")]
+    return planned_pairs(pairs(root))
 
 
-def save_pairs(root: Place, pairs: Sequence[PlannedPair]) -> None:
-    save(root, "pairs", [asdict(p) for p in pairs])
+def save_pairs(root: Place, plan: pa.Table) -> None:
+    """Writes the plan, sorted by pair as `pipeline.plan` gives it: by columns, as it may be of millions of pairs."""
+    write_table(open_store(root), "tables/pairs.parquet", plan.combine_chunks())

@@ -8,8 +8,11 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 _ID_BYTES = 10  # 80 bits: no collision to be expected below 10^11 things
 _CHUNK_BYTES = 1 << 20
+_AT_ONCE = 1 << 18
 
 
 def digest(*parts: str | int | bytes) -> str:
@@ -67,6 +70,22 @@ def portrait_id_of_frame(clip: str, frame: int) -> str:
 def pair_id(clip: str, portrait: str) -> str:
     """The same for every engine, so that two pair sets can be compared. It is the sample's key: no dot in it."""
     return digest("pair", clip, portrait)
+
+
+def pair_digests(clips: np.ndarray, portraits: np.ndarray) -> np.ndarray:
+    """The bytes, uint8 (N, 10), of which `pair_id` is the hexadecimal form, for ids as bytes, uint8 (N, L) and (N, M)."""
+    columns: list[np.ndarray] = []
+    for text in (np.frombuffer(b"pair", np.uint8), clips, portraits):  # as `digest` frames its parts
+        columns += [np.frombuffer(text.shape[-1].to_bytes(8, "little"), np.uint8), text]
+    length = sum(c.shape[-1] for c in columns)
+    blake2b, digests = hashlib.blake2b, []
+    for at in range(0, len(clips), _AT_ONCE):
+        rows = min(_AT_ONCE, len(clips) - at)
+        framed = np.concatenate(
+            [np.broadcast_to(c if c.ndim == 1 else c[at : at + rows], (rows, c.shape[-1])) for c in columns], 1
+        ).tobytes()
+        digests.append(b"".join([blake2b(framed[i : i + length], digest_size=_ID_BYTES).digest() for i in range(0, rows * length, length)]))
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _ID_BYTES)
 
 
 def fingerprint(name: str, version: int, config: Any, *, weights: tuple[str, ...] = (), upstream: str = "") -> str:

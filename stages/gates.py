@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ import numpy as np
 
 from schemas.outcomes import ACCEPTED, Verdict
 from stages.head import eye_opening, face_boxes, face_size, fit_pose, mouth_opening
+
+_OPEN_EYE = 0.25  # gap of the lids over the eye's width; people differ, so a wider one is no better
+_SHARP = 0.1  # variance of the Laplacian over that of luma, of a good photograph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,7 @@ def score(points: np.ndarray, crop_side: int, size_px: int) -> dict[str, float]:
     pose = fit_pose(points)
     angles = pose.euler_deg
     extreme = np.percentile(np.abs(angles), 95, axis=0)
+    mouth, eyes = mouth_opening(points, pose), eye_opening(points, pose).mean(1)
     return {
         "face_px": face_px,
         "crop_scale": crop_side / face_px,
@@ -95,8 +100,10 @@ def score(points: np.ndarray, crop_side: int, size_px: int) -> dict[str, float]:
         "yaw_extreme_deg": float(extreme[0]),
         "pitch_extreme_deg": float(extreme[1]),
         "roll_extreme_deg": float(extreme[2]),
-        "mouth_activity": float(mouth_opening(points, pose).std()),
-        "eye_activity": float(eye_opening(points, pose).mean(1).std()),
+        "mouth_opening": float(np.median(mouth)),
+        "eye_opening": float(np.median(eyes)),
+        "mouth_activity": float(mouth.std()),
+        "eye_activity": float(eyes.std()),
     }
 
 
@@ -113,6 +120,18 @@ def still_frame(points: np.ndarray, luma: np.ndarray) -> int:
     shut = np.clip(np.median(eyes) - eyes, 0, None)
     dark = np.clip(1 - luma / max(float(np.median(luma)), 1.0), 0, None)
     return int(np.argmin(yaw / 20 + pitch / 20 + 3 * mouth_opening(points, pose) + 5 * shut + 5 * dark))
+
+
+def still_quality(scores: Mapping[str, float]) -> float:
+    """How well a still serves as a portrait, by its scores: frontal, mouth closed, eyes open, sharp, not enlarged. Higher is better.
+
+    0 for a perfect one. What was not measured counts as good, so it is only for comparing what was measured alike.
+    """
+    turned = abs(scores["yaw_deg"]) / 20 + abs(scores["pitch_deg"]) / 20
+    shut = max(0.0, _OPEN_EYE - scores.get("eye_opening", _OPEN_EYE))
+    blurred = max(0.0, math.log2(_SHARP / max(scores.get("sharpness", _SHARP), 1e-3)))
+    enlarged = max(0.0, math.log2(max(scores.get("upscale", 1.0), 1e-3)))
+    return -(turned + 3 * scores.get("mouth_opening", 0.0) + 5 * shut + 0.25 * blurred + 0.25 * enlarged)
 
 
 def brightness(luma: np.ndarray) -> float:
