@@ -17,8 +17,6 @@ from stages.ingest import Timing, frames_at_rate
 from stages.media import decode
 from stages.shotframes import ShotFrames
 
-FRAME_BYTES = 64 * 64 * 3 // 2
-
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Timing, np.ndarray]:
@@ -27,6 +25,10 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Timing, np.nda
     shown = list(decode(path))
     timing = Timing(np.array([f.pts for f in shown]), np.array([f.time_s for f in shown]))
     return path, timing, np.array([2, 3, 3, 3, 5, 6, 8, 9, 9, 11, 12, 13, 14, 14, 17, 20, 21, 22, 22, 25], np.int32)
+
+
+def frame_bytes(path: Path) -> int:
+    return sum(plane.buffer_size for plane in next(decode(path)).raw.planes)
 
 
 def numbers(frames: Iterator[tuple[int, object]]) -> list[tuple[int, int]]:
@@ -43,7 +45,7 @@ def test_any_stretch_is_a_part_of_the_map(
     film: tuple[Path, Timing, np.ndarray], monkeypatch: pytest.MonkeyPatch, kept: int, surveyed: bool, stretches: list[list[int]]
 ) -> None:
     path, timing, source_frames = film
-    monkeypatch.setattr(shotframes, "_KEPT_BYTES", kept * FRAME_BYTES)
+    monkeypatch.setattr(shotframes, "_KEPT_BYTES", kept * frame_bytes(path))
     frames = ShotFrames(path, timing, source_frames)
     if surveyed:
         assert numbers(frames.all()) == list(enumerate(source_frames.tolist()))
@@ -51,15 +53,20 @@ def test_any_stretch_is_a_part_of_the_map(
         assert numbers(frames.stretch(first, stop)) == list(enumerate(source_frames[first:stop].tolist()))
 
 
-def test_what_is_kept_has_a_bound_and_no_rgb_picture(film: tuple[Path, Timing, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("frames_that_fit", "kept"), [(15, 20), (14, 0)])
+def test_what_is_kept_has_a_bound_and_no_rgb_picture(
+    film: tuple[Path, Timing, np.ndarray], monkeypatch: pytest.MonkeyPatch, frames_that_fit: int, kept: int
+) -> None:
+    """15 frames of the film are shown, some of them twice."""
     path, timing, source_frames = film
-    monkeypatch.setattr(shotframes, "_KEPT_BYTES", 4 * FRAME_BYTES)
+    monkeypatch.setattr(shotframes, "_KEPT_BYTES", frames_that_fit * frame_bytes(path))
     frames = ShotFrames(path, timing, source_frames)
     for _, frame in frames.all():
         assert frame.rgb.shape == (64, 64, 3)
-    kept = [frame for _, frame in frames.stretch(0, 20)][:6]
-    assert [f.index for f in kept] == [2, 3, 3, 3, 5, 6] and kept[1] is kept[3]
-    assert not any("rgb" in f.__dict__ for f in kept)
+    assert len(frames._kept) == kept
+    shown = [frame for _, frame in frames.stretch(0, 20)][:6]
+    assert [f.index for f in shown] == [2, 3, 3, 3, 5, 6] and shown[1] is shown[3]
+    assert not any("rgb" in f.__dict__ for f in shown)
 
 
 def test_stretches_in_a_row_are_decoded_once(film: tuple[Path, Timing, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
