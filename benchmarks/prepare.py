@@ -121,7 +121,7 @@ class Timers:
             (stages.ingest.Ingest, "__call__", "ingest", "rest"),
             (stages.faces.Faces, "__call__", "faces", "rest"),
             (stages.faces.Faces, "_look", "survey", "decode and rest"),
-            (Survey, "look", "survey", "rest"),
+            (Survey, "_look", "survey", "rest"),
             (stages.content, "file_digest", "", "hash of the source"),
             (stages.ingest, "check_bounds", "", "packets counted"),
             (stages.ingest, "thumbnail", "", "thumbnails"),

@@ -77,6 +77,7 @@ class Faces:
 
     def __init__(self, config: FacesConfig, fps: int, size_px: int) -> None:
         self.config, self.fps, self.size_px = config, fps, size_px
+        self._every = min(config.survey_every, max(1, round(config.min_clip_s * fps)))  # so that no clip is too short for a look
         self._survey = config.survey()
         self._follower = Follower(fps, size_px, config.max_jump, config.min_likeness)
         self._known: tuple[str, Stamp | None] = ("", None)  # the content last checked, and the file's stamp then
@@ -107,7 +108,7 @@ class Faces:
         min_frames = round(self.config.min_clip_s * self.fps)
         if len(source_frames) < min_frames:
             raise Rejection("too_short", f"{shot.source.uri}: a shot of {len(source_frames) / self.fps:.2f} s")
-        every = self.config.survey_every
+        every = self._every
         frames = ShotFrames(out.source(shot.source), timing, source_frames)
         looks, picture_wh = self._look(frames.all())
         tracks = follow(looks.items(), every)
@@ -137,7 +138,7 @@ class Faces:
 
     def _stretches(self, track: Track, max_hidden: float, stop: int) -> list[tuple[int, int]]:
         """`stretches`; of two tracks that follow each other none takes frames of the other's, also where all are cut at once."""
-        every = self.config.survey_every
+        every = self._every
         seen_last = track.frames[-1] + every >= stop  # nobody was looked for after that, so what follows is nobody else's
         shared = (every - 1) // 2 if self.config.everyone else every - 1
         return stretches(track, max_hidden, shared, every - 1 if seen_last else shared, stop)
@@ -154,7 +155,7 @@ class Faces:
         def pictures() -> Iterator[tuple[int, np.ndarray]]:
             nonlocal wh
             for k, frame in frames:
-                if k % self.config.survey_every == 0:
+                if k % self._every == 0:
                     wh = frame.rgb.shape[1::-1]
                     yield k, frame.rgb
 

@@ -57,8 +57,10 @@ class SourceFrame:
 
     def square(self, x0: int, y0: int, side: int) -> np.ndarray:
         """A part of the upright picture, uint8 (side, side, 3), and no more of it converted than needed."""
-        if "rgb" in self.__dict__ or self.turn != (1, 0, 0, 1):
+        if "rgb" in self.__dict__:
             return self.rgb[y0 : y0 + side, x0 : x0 + side]
+        if self.turn != (1, 0, 0, 1):  # not kept with the frame, which may be kept itself
+            return _orient(_to_rgb(self.raw), self.turn)[y0 : y0 + side, x0 : x0 + side]
         return _to_rgb(self.raw, (x0, y0, x0 + side, y0 + side))
 
 
@@ -144,8 +146,8 @@ def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0, ro
     With `start_pts`, which no other frame may have, the first frame yielded is the one with that timestamp, and counts as
     `start_index`. Many containers cannot be sought in exactly (MPEG-TS, AVI, open GOPs, fragmented MP4): where the frame is not
     found by seeking to it, nor by seeking a few seconds earlier, frames are counted from the beginning.
-    Damage after the first frame ends the stream early; the caller sees fewer frames. `rough` pictures, whose blocks are not smoothed,
-    cost a fifth less; they serve where only small ones are looked at.
+    Damage after the first frame ends the stream early; the caller sees fewer frames. `rough`: blocks of pictures that no other is made
+    from are not smoothed, which costs less and serves where only small ones are looked at.
 
     Raises:
         Rejection: as `open_video`; decode_error when not even one frame can be decoded.
@@ -159,7 +161,8 @@ def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0, ro
             return
     with _open_stream(path) as (container, stream):
         if rough:
-            stream.codec_context.options = {"skip_loop_filter": "all"}
+            # of frames that no other is made from: else errors would add up until the next key frame, which would look like a cut
+            stream.codec_context.options = {"skip_loop_filter": "noref"}
         decoded, turn = False, None
         try:
             for index, raw in enumerate(_progressive(None, _frames(container, stream))):

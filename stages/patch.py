@@ -28,7 +28,7 @@ def face_patch(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     x0, y0 = min(max(int(left) - 16, 0), width - 1), min(max(int(top) - 16, 0), height - 1)
     x1, y1 = max(min(int(right) + 17, width), x0 + 1), max(min(int(bottom) + 17, height), y0 + 1)
     shrink = round(1 / float(np.hypot(*matrix[:, 0])))
-    part, step = picture[y0:y1, x0:x1], 2 if shrink >= 6 else 1
+    part, step = picture[y0:y1, x0:x1], 2 if shrink >= 6 and min(x1 - x0, y1 - y0) > 1 else 1
     if step > 1:  # of a very large face every second pixel of every second row says enough
         part = part[: len(part) & ~1, : part.shape[1] & ~1]
         part = cv2.resize(part, (part.shape[1] // 2, len(part) // 2), interpolation=cv2.INTER_NEAREST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -28,11 +28,12 @@ _STILL_CLEAR = 0.85  # so much alike must eyes and mouth be to a look at which n
 
 @dataclass(frozen=True)
 class _Clear:
-    """A face before which a hand was looked for and none was found: where it was detected, its mesh, and how it looked."""
+    """A face before which hands were looked for and none was found: where it was detected, its mesh, and how it looked."""
 
     found: np.ndarray
     mesh: np.ndarray
     patch: np.ndarray
+    sure: bool = False  # whether hands were looked for twice: one that is missed once, blurred by its motion, is seen when it rests
 
     def moved_to(self, found: np.ndarray) -> np.ndarray:
         """The mesh as it would be if the face had only moved, and come nearer, with its detection box (4,)."""
@@ -80,24 +81,27 @@ class Survey:
             if any(overlap(box, face.box) >= 0.5 for face in faces):  # two detections of one face end in one mesh
                 continue
             large = face_size(box[None])[0] >= _MIN_HAND_FACE_PX
-            hidden = self._hidden(picture, now.mesh) if large and not as_before else 0.0
+            hidden = self._hidden(picture, now.mesh) if large and not (as_before and as_before.sure) else 0.0
             faces.append(Face(box, now.patch, hidden))
             if large and not hidden:
-                seen.append(as_before or now)  # not how it looks now: by small steps anything could come unseen
+                # not how it looks now: by small steps anything could come unseen
+                seen.append(replace(as_before, sure=True) if as_before else now)
         return faces, seen
 
     def _sight(self, picture: np.ndarray, found: np.ndarray, clear: Sequence[_Clear]) -> _Sight | None:
         """What is seen at a detection box (4,): None where no mesh fits."""
         near = [c for c in clear if overlap(c.found, found) >= _MOVED_LITTLE]
-        for mesh in (*(c.moved_to(found) for c in near), None):
-            fitted = self._mesh_near(picture, found) if mesh is None else mesh
-            if fitted is None:
-                return None
-            patch = face_patch(picture, fitted)
-            as_before = next((c for c in near if looks_the_same(patch, c.patch, _STILL_CLEAR)), None)
-            if mesh is None or as_before is not None:
-                return face_boxes(fitted[None])[0].astype(np.float64), as_before, _Clear(found, fitted, patch)
-        return None
+        for before in near:
+            moved = before.moved_to(found)
+            patch = face_patch(picture, moved)
+            if looks_the_same(patch, before.patch, _STILL_CLEAR):
+                return face_boxes(moved[None])[0].astype(np.float64), before, _Clear(found, moved, patch)
+        fitted = self._mesh_near(picture, found)
+        if fitted is None:
+            return None
+        patch = face_patch(picture, fitted)
+        as_before = next((c for c in near if looks_the_same(patch, c.patch, _STILL_CLEAR)), None)
+        return face_boxes(fitted[None])[0].astype(np.float64), as_before, _Clear(found, fitted, patch)
 
     def _mesh_near(self, picture: np.ndarray, box: np.ndarray) -> np.ndarray | None:
         """Mesh (478, 3) in px of the picture, of the face in a detection box (4,), and of no other that stands beside it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,13 @@ def test_what_is_kept_has_a_bound_and_no_rgb_picture(
     shown = [frame for _, frame in frames.stretch(0, 20)][:6]
     assert [f.index for f in shown] == [2, 3, 3, 3, 5, 6] and shown[1] is shown[3]
     assert not any("rgb" in f.__dict__ for f in shown)
+
+
+def test_a_turned_frame_is_not_kept_twice(film: tuple[Path, Timing, np.ndarray]) -> None:
+    frame = replace(next(decode(film[0])), turn=(0, 1, -1, 0))
+    part = frame.square(2, 4, 10)
+    assert "rgb" not in frame.__dict__
+    np.testing.assert_array_equal(part, frame.rgb[4:14, 2:12])
 
 
 def test_stretches_in_a_row_are_decoded_once(film: tuple[Path, Timing, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
