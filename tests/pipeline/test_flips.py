@@ -108,7 +108,7 @@ def test_a_segment_cut_between_two_records_is_missed_by_its_units(copied: Path) 
 def test_what_the_ledger_tells_is_written_anew_by_the_next_run(finished: Finished, world: World) -> None:
     root = world.base / "mended"
     shutil.copytree(finished.root, root)
-    for name, at in (("outcomes", 0.3), ("samples", 0.97)):
+    for name, at in (("outcomes", 0.3), ("samples", 0.97), ("clips", 0.5)):
         path = root / "tables" / f"{name}.parquet"
         data = path.read_bytes()
         path.write_bytes(flipped(data, int(at * len(data)), 0))
@@ -119,7 +119,7 @@ def test_what_the_ledger_tells_is_written_anew_by_the_next_run(finished: Finishe
 
 
 @pytest.mark.parametrize(
-    "name", ["tables/sources.parquet", "tables/clips.parquet", "tables/pairs.parquet", "shards/meshwarp/index.parquet"]
+    "name", ["tables/sources.parquet", "tables/known.parquet", "tables/pairs.parquet", "shards/meshwarp/index.parquet"]
 )
 def test_what_nothing_else_tells_stops_the_run_with_a_sentence(finished: Finished, world: World, name: str) -> None:
     root = world.base / f"damaged {Path(name).stem}"
