@@ -134,8 +134,7 @@ def with_names(
 
     Args:
         people: as `link` has them, of the same sightings.
-        earlier: sighting -> identity, as of before; a person keeps the name that most of it had. Of whom nothing is known, since the run
-            knew no members yet or other settings cut other clips, the file was the person if there was one of that name.
+        earlier: sighting -> identity, as of before; a person keeps the name that most of it had.
         seen: identity -> when it was first seen; of two that are one now, the name of the earlier one stays.
     """
     by_id = {s.id: s for s in _listed(sightings)}
@@ -276,13 +275,11 @@ def _identities(
     own = [n or ("" if any(s.embedding is not None for s in g) else g[0].person) for n, g in zip(names, groups, strict=True)]
     taken = set(filter(None, own))
     before = [Counter(earlier[s.id] for s in g if s.id in earlier) for g in groups]
-    files = [Counter(s.person for s in g if s.id not in earlier and not s.named and s.person in seen) for g in groups]
-    for claimed in (before, files):
-        claims = [(seen.get(was, 0), -n, was, k) for k, counts in enumerate(claimed) for was, n in counts.items()]
-        for _, _, was, k in sorted(claims):
-            if not own[k] and was not in taken:
-                own[k] = was
-                taken.add(was)
+    claims = [(seen.get(was, 0), -n, was, k) for k, counts in enumerate(before) for was, n in counts.items()]
+    for _, _, was, k in sorted(claims):
+        if not own[k] and was not in taken:
+            own[k] = was
+            taken.add(was)
     for k, group in enumerate(groups):
         if not own[k]:
             first = group[0]

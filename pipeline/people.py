@@ -26,15 +26,39 @@ _Unit = TypeVar("_Unit", Clip, PortraitUnit)
 
 @dataclass(frozen=True)
 class Earlier:
-    """What the table of identities said before: clip or portrait -> identity, and identity -> when it was first seen."""
+    """What the table of identities said before.
+
+    Attributes:
+        identity: of clips and portraits.
+        seen: identity -> when it was first seen.
+        became: identity -> who that is, itself or another.
+    """
 
     identity: dict[str, str]
     seen: dict[str, int]
+    became: dict[str, str]
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Earlier:
         rows = list(rows)
-        return cls({m: r["identity"] for r in rows for m in r["members"]}, {r["identity"]: r["seen"] for r in rows})
+        became = {r["identity"]: r["same_as"] or r["identity"] for r in rows}
+        for _ in rows:  # one who became another, who became a third
+            further = {i: became.get(j, j) for i, j in became.items()}
+            if further == became:
+                break
+            became = further
+        return cls({m: r["identity"] for r in rows for m in r["members"]}, {r["identity"]: r["seen"] for r in rows}, became)
+
+    def with_files(self, members: Mapping[str, str]) -> dict[str, str]:
+        """The identities that clips and portraits had (`members`: -> what their file is called, "" where the manifest says who it is).
+
+        Where a file was a person, and nothing of that one is there now, since the run knew no members yet or other settings cut other
+        clips, that is who is in the file.
+        """
+        had = {m: self.identity[m] for m in members if m in self.identity}
+        there = set(had.values())
+        of_file = {m: self.became[f] for m, f in members.items() if m not in had and f in self.became}
+        return had | {m: i for m, i in of_file.items() if i not in there}
 
 
 def likenesses(records: Mapping[str, Record]) -> dict[str, Likeness]:
@@ -73,7 +97,7 @@ def people_of(
     """Who the accepted clips and image portraits show; a clip's own still is the clip's person. `before`: what was linked last."""
     sightings = [_sighting(c, found, config) for c in clips] + [_sighting(p, found, config) for p in stills]
     now = linked(sightings, config.min_similarity, config.min_similarity_in_file, before)
-    return with_names(now.people, sightings, earlier=known.identity, seen=known.seen), now
+    return with_names(now.people, sightings, earlier=known.with_files(files_of(now.people)), seen=known.seen), now
 
 
 def _sighting(unit: Clip | PortraitUnit, found: Mapping[str, Likeness], config: IdentityConfig) -> Sighting:
@@ -106,6 +130,11 @@ def embeddings_of(people: Iterable[Person], found: Mapping[str, Likeness], confi
     return known
 
 
+def files_of(people: Iterable[Person]) -> dict[str, str]:
+    """Member -> what its file is called, "" where the manifest says who it is."""
+    return {m: f for p in people for m, f in zip(p.members, p.files, strict=True)}
+
+
 def with_identities(units: Iterable[_Unit], people: Iterable[Person]) -> list[_Unit]:
     """The units with their sources' identity set to the person's; what belongs to nobody is left as it is."""
     identity = {m: p.identity for p in people for m in p.members}
@@ -122,8 +151,8 @@ def identity_rows(
         counts: "clips" and "portraits" -> identity -> how many.
     """
     known = {r["identity"]: r for r in before}
-    called = {m: f for p in people for m, f in zip(p.members, p.files, strict=False) if f in known}
-    was = called | Earlier.of(before).identity
+    earlier = Earlier.of(before)
+    was = earlier.identity | earlier.with_files(files_of(people))
     live = {p.identity for p in people}
     former = {p.identity: known.get(_earliest(p, known, was, live)) for p in people}
     split = assign_splits([p.identity for p in people], {i: row["split"] for i, row in former.items() if row}, splits, seed)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.identities import Person, Sighting, at_once, link, with_names
 from pipeline.linkage import linked_groups
-from pipeline.people import Earlier, identity_rows
+from pipeline.people import Earlier, files_of, identity_rows
 
 DIRECTIONS = 5  # true people, at right angles to each other
 
@@ -175,19 +175,19 @@ def test_a_split_changes_only_for_an_earlier_one(generations: list[list[Sighting
     """Clips come, go, and look like others: whoever was there is in the table, and the same people again change nothing."""
     table: list[dict[str, Any]] = []
     for world in generations:
-        known, before = Earlier.of(table), {r["identity"]: r for r in table}
-        found = people(world, earlier=known.identity, seen=known.seen)
+        before = {r["identity"]: r for r in table}
+        found = people_after(world, table)
         table = rows_of(found, table)
         after = {r["identity"]: r for r in table}
         assert before.keys() | {p.identity for p in found} == after.keys()
         for identity, row in before.items():
-            earlier = [r["split"] for r in after.values() if r["same_as"] == identity and r["seen"] < row["seen"]]
+            gone = [r for r in before.values() if after[r["identity"]]["same_as"] and set(r["members"]) & set(after[identity]["members"])]
+            earlier = [r["split"] for r in gone if r["seen"] < row["seen"]]
             assert after[identity]["split"] in [row["split"], *earlier]
             assert after[identity]["seen"] <= row["seen"]
         members = [m for r in table for m in r["members"]]
         assert len(members) == len(set(members)) and {s.id for s in only_told(world)} <= set(members)
-        known = Earlier.of(table)
-        assert people(world, earlier=known.identity, seen=known.seen) == found
+        assert people_after(world, table) == found
         assert rows_of(found, table) == table
 
 
@@ -199,14 +199,24 @@ def test_whoever_was_there_has_no_fresh_split(generations: list[tuple[list[Sight
         world = [replace(s, id=f"{s.id}-{n}" if recut else s.id, embedding=None if blind else s.embedding) for s in world]
         table = [r | {"members": []} for r in table] if older else table
         known, before = Earlier.of(table), {r["identity"]: r["split"] for r in table}
-        found = people(world, earlier=known.identity, seen=known.seen)
+        found = people_after(world, table)
         table = rows_of(found, table)
         after = {r["identity"]: r["split"] for r in table}
         of_file = {s.id: s.person for s in world if not s.named}
+        there = {known.identity[m] for p in found for m in p.members if m in known.identity}
         for person in found:
-            former = {known.identity.get(m, of_file.get(m, "")) for m in person.members} | {person.name}
-            former |= {f"{of_file[m]}-{m[:6]}" for m in person.members if m in of_file}  # who was once called as his clip is he
+            former = {known.identity.get(m) or known.became.get(of_file.get(m, ""), "") for m in person.members}
+            former -= there - {known.identity.get(m) for m in person.members}  # a newcomer to a file is not who is still known there
+            # who was once called by his name, as one of his clips, or as his file, is he
+            called = {person.name, *(person.identity for m in person.members if person.identity.endswith(f"-{m[:6]}"))}
+            former |= called | {person.identity} & set(of_file.values())
             assert not former & before.keys() or after[person.identity] in {before[f] for f in former & before.keys()}
+
+
+def people_after(world: list[Sighting], table: list[dict[str, Any]]) -> list[Person]:
+    """Whom a run finds that has this table of identities."""
+    known = Earlier.of(table)
+    return people(world, earlier=known.with_files(files_of(people(world))), seen=known.seen)
 
 
 def rows_of(found: list[Person], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -343,10 +353,19 @@ def test_people_of_a_film_that_was_one_person_keep_its_split_in_other_clips() ->
     film = [sighting(f"a{k}", "film", span=(100 * k, 100 * k + 50)) for k in range(2)]
     table = rows_of(people(film), [])
     cut = [sighting(f"b{k}", "film", embedding(k), span=(100 * k, 100 * k + 40)) for k in range(2)] + [sighting("n", "early", embedding(1))]
-    known = Earlier.of(table)
-    found = people(cut, earlier=known.identity, seen=known.seen)
+    found = people_after(cut, table)
     assert who(found) == {"b0": "film-file-b0", "b1": "film-file", "n": "film-file"}
     assert {r["split"] for r in rows_of(found, table)} == {table[0]["split"]}
+
+
+def test_a_newcomer_to_a_file_is_not_who_is_still_known_there() -> None:
+    """He is one who was seen in another file, and takes no split along from this one's person, who was there earlier."""
+    a, b = sighting("a", "x", embedding(0)), sighting("b", "y", embedding(1))
+    table: list[dict[str, Any]] = []
+    for world, split in (([a], "train"), ([a, b], "val"), ([a, b, sighting("n", "x", embedding(1), span=(50, 90))], "test")):
+        found = people_after(world, table)
+        table = identity_rows(found, table, {split: 1.0}, 0, {"clips": Counter(), "portraits": Counter()})
+    assert {r["identity"]: (r["split"], r["members"]) for r in table} == {"x-file": ("train", ["a"]), "y-file": ("val", ["b", "n"])}
 
 
 def test_nobody_s_name_is_taken_though_it_has_all_forms_of_it() -> None:

@@ -360,7 +360,7 @@ def rows_after(people: list[Person], before: list[dict], seed: int = 0) -> dict[
 
 
 def person(identity: str, *members: str) -> Person:
-    return Person(identity=identity, name="", linked="file", members=members)
+    return Person(identity=identity, name="", linked="file", members=members, files=("",) * len(members))
 
 
 def test_of_two_who_are_one_the_earlier_split_wins() -> None:
