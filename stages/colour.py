@@ -70,23 +70,19 @@ class _Signal:
 _OURS = _Signal(_BT601, False, "sdr", ColorPrimaries.BT709)
 
 
-def to_rgb(frame: av.VideoFrame, window: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """uint8 (H, W, 3), transparency laid on mid-grey; or the part x0, y0, x1, y1 of it, which costs less where it is small.
+def to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """uint8 (H, W, 3), transparency laid on mid-grey.
 
     Raises:
         Rejection: decode_error for pixels that nobody can unpack.
     """
     signal = _signal(frame)
-    x0, y0, x1, y1 = window or (0, 0, frame.width, frame.height)
     if frame.format.name in ("yuv420p", "yuvj420p") and signal.plain:
-        left, top = x0 & ~1, y0 & ~1  # of one chroma sample nothing is left out
-        planes = _planes_420(frame, left, top, min(x1 + (x1 & 1), frame.width), min(y1 + (y1 & 1), frame.height))
-        by_cv2 = signal.matrix == _BT601 and not signal.full_range and not (frame.width | frame.height) & 1
-        rgb = cv2.cvtColor(_pack_i420(*planes), cv2.COLOR_YUV2RGB_I420) if by_cv2 else _from_420(*planes, signal)
-        return rgb[y0 - top : y1 - top, x0 - left : x1 - left]
+        known_to_cv2 = signal == _OURS and not (frame.width | frame.height) & 1
+        return cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420) if known_to_cv2 else _from_420(frame, signal)
     packed = frame.format.is_rgb or frame.format.has_palette
     rgb, alpha = _from_packed(frame, signal) if packed else _from_planes(frame, signal)
-    return (rgb if alpha is None else _on_grey(rgb, alpha))[y0:y1, x0:x1]
+    return rgb if alpha is None else _on_grey(rgb, alpha)
 
 
 def i420_square(frame: av.VideoFrame, x0: int, y0: int, side: int, size_px: int) -> np.ndarray | None:
@@ -99,9 +95,10 @@ def i420_square(frame: av.VideoFrame, x0: int, y0: int, side: int, size_px: int)
     signal = _signal(frame)
     if frame.format.name not in ("yuv420p", "yuvj420p") or not signal.plain or (x0 | y0 | side | size_px) & 1:
         return None
-    luma, *chroma = _planes_420(frame, x0, y0, x0 + side, y0 + side)
-    y, u, v = resize_square(luma, size_px), *(resize_square(c, size_px // 2) for c in chroma)
-    if not (signal.matrix == _BT601 and not signal.full_range):
+    luma, *chroma = (_plane(frame, k, np.uint8) for k in range(3))
+    half = slice(y0 // 2, (y0 + side) // 2), slice(x0 // 2, (x0 + side) // 2)
+    y, u, v = resize_square(luma[y0 : y0 + side, x0 : x0 + side], size_px), *(resize_square(c[half], size_px // 2) for c in chroma)
+    if signal != _OURS:
         (of_y, *of_uv, shift), *rest = _matrix_to_601(signal)
         tint = cv2.addWeighted(u, of_uv[0], v, of_uv[1], shift, dtype=cv2.CV_16S)
         y = cv2.addWeighted(y, of_y, cv2.resize(tint, y.shape, interpolation=cv2.INTER_NEAREST), 1, 0, dtype=cv2.CV_8U)
@@ -123,6 +120,7 @@ def _pack_i420(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return packed
 
 
+@cache
 def _matrix_to_601(signal: _Signal) -> list[list[float]]:
     """(3, 4) from samples Y, U, V of 8 bits to those of BT.601 in limited range. Grey stays grey: U and V do not depend on Y."""
     own, ours = (np.vstack([_matrix(s, bits=8, top=255), [0, 0, 0, 1]]) for s in (signal, _OURS))
@@ -168,15 +166,9 @@ def _signal(frame: av.VideoFrame) -> _Signal:
 # --- from what frames hold to R'G'B'
 
 
-def _planes_420(frame: av.VideoFrame, left: int, top: int, right: int, bottom: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The planes Y, U and V uint8 of a part that begins at an even place."""
-    y, u, v = (_plane(frame, k, np.uint8) for k in range(3))
-    u, v = (c[top // 2 : (bottom + 1) // 2, left // 2 : (right + 1) // 2] for c in (u, v))
-    return y[top:bottom, left:right], u, v
-
-
-def _from_420(y: np.ndarray, u: np.ndarray, v: np.ndarray, signal: _Signal) -> np.ndarray:
+def _from_420(frame: av.VideoFrame, signal: _Signal) -> np.ndarray:
     """RGB uint8 (H, W, 3) of 8-bit 4:2:0, which most of the web is: every second row, so that chroma is made wider only."""
+    y, u, v = (_plane(frame, k, np.uint8) for k in range(3))
     matrix = _matrix(signal, bits=8, top=255)
     u, v = (cv2.merge([c, c]).reshape(len(c), -1) for c in (u, v))
     rgb = np.empty((*y.shape, 3), np.uint8)

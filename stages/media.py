@@ -56,12 +56,8 @@ class SourceFrame:
         return _i420_square(self.raw, x0, y0, side, size_px) if self.turn == (1, 0, 0, 1) else None
 
     def square(self, x0: int, y0: int, side: int) -> np.ndarray:
-        """A part of the upright picture, uint8 (side, side, 3), and no more of it converted than needed."""
-        if "rgb" in self.__dict__:
-            return self.rgb[y0 : y0 + side, x0 : x0 + side]
-        if self.turn != (1, 0, 0, 1):  # not kept with the frame, which may be kept itself
-            return _orient(_to_rgb(self.raw), self.turn)[y0 : y0 + side, x0 : x0 + side]
-        return _to_rgb(self.raw, (x0, y0, x0 + side, y0 + side))
+        """A part of the upright picture, uint8 (side, side, 3). The picture is not kept with the frame, which may be kept itself."""
+        return _orient(_to_rgb(self.raw), self.turn)[y0 : y0 + side, x0 : x0 + side]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.colour import hlg_scene, i420_square, pq_nits, resize_square, thumbnail, to_rgb, tone_map
-from stages.media import decode
+from stages.media import SourceFrame, decode
 
 UNTAGGED, LIMITED, FULL = 0, 1, 2
 BT709, NO_MATRIX, FCC, PAL, NTSC, SMPTE240M, YCGCO, BT2020 = 1, 2, 4, 5, 6, 7, 8, 9  # also primaries, where they have the same names
@@ -179,8 +179,9 @@ def test_a_part_is_a_part_of_the_whole(pix_fmt: str, seed: int) -> None:
         plane.update(samples.tobytes())
     frame.colorspace = rng.choice([BT709, NO_MATRIX])
     x0, y0 = rng.integers(0, width), rng.integers(0, height)
-    x1, y1 = rng.integers(x0 + 1, width + 1), rng.integers(y0 + 1, height + 1)
-    np.testing.assert_array_equal(to_rgb(frame, (int(x0), int(y0), int(x1), int(y1))), to_rgb(frame)[y0:y1, x0:x1])
+    side = rng.integers(1, min(width - x0, height - y0) + 1)
+    part = SourceFrame(0, -1, 0.0, frame).square(int(x0), int(y0), int(side))
+    np.testing.assert_array_equal(part, to_rgb(frame)[y0 : y0 + side, x0 : x0 + side])
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p"])
