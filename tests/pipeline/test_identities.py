@@ -429,3 +429,17 @@ def test_many_faces_are_linked_quickly() -> None:
     for k, person in enumerate(true):
         members[person].append(k)
     assert found == sorted(members.values())
+
+
+def test_a_newcomer_is_his_files_person_only_where_nothing_of_that_one_is_there() -> None:
+    """Else he would take a third person's split along, if the file's person is by now part of another."""
+    rows = [
+        {"identity": "film", "members": ["old"], "seen": 0, "same_as": ""},
+        {"identity": "gone", "members": ["left"], "seen": 0, "same_as": "third"},
+        {"identity": "third", "members": [], "seen": 1, "same_as": ""},
+    ]
+    known = Earlier.of(rows)
+    assert known.with_files({"old": "film", "new": "film"}) == {"old": "film"}
+    assert known.with_files({"new": "film"}) == {"new": "film"}
+    assert known.with_files({"new": "gone"}) == {"new": "third"}, "who became another is the other"
+    assert known.with_files({"new": "", "other": "nowhere"}) == {}
