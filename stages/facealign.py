@@ -11,6 +11,7 @@ SIDE = 112
 TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
 # Of the face mesh: both corners of the eye on the picture's left, of the one on its right, the nose tip, the corners of the mouth.
 _EYES, _NOSE, _MOUTH = ((33, 133), (362, 263)), 1, (61, 291)
+_TO_COMPLEX = np.array([1, 1j])
 
 
 def five_points(points: np.ndarray) -> np.ndarray:
@@ -25,13 +26,14 @@ def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     With points as complex numbers about their mean, a = sum(conj(p) t) / sum(|p|^2) (Umeyama 1991, in the plane). Raises ValueError
     where all points are one.
     """
-    p, t = (xy @ [1, 1j] for xy in (points, target))
-    centred = p - p.mean()
-    size = float((np.abs(centred) ** 2).sum())
+    p, t = (xy @ _TO_COMPLEX for xy in (points, target))
+    p_mean, t_mean = p.mean(), t.mean()
+    centred = p - p_mean
+    size = float(np.vdot(centred, centred).real)
     if not size > 0:
         raise ValueError("all points are one point, or none is a number")
-    a = (np.conj(centred) * (t - t.mean())).sum() / size
-    b = t.mean() - a * p.mean()
+    a = np.vdot(centred, t - t_mean) / size
+    b = t_mean - a * p_mean
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 

@@ -25,6 +25,8 @@ from stages.tracks import Face, Track
 Crop = tuple[int, int, int]  # x0, y0, side in px of the upright source frame
 _VIEW = 1.6  # face sizes around the track's face that are left to see, where the mesh must be told which face is meant
 _MEASURE_EVERY = 10  # frames between two measurements of what changes slowly
+_STEADY_FRAMES, _STEADY = 5, 0.94  # a face whose likeness to itself was on average at least this is not moving fast
+_STEADY_MORE = 0.06  # and must stay so much more like itself: two alike people come to 0.62 at a cut, a fast turn begins over frames
 
 
 @dataclass
@@ -44,7 +46,8 @@ class Follower:
     """Follows tracks one after the other with one mesh network.
 
     A piece ends where the face is lost; where it moves by more than `max_jump` face sizes from one frame to the next; where it looks
-    less like itself one frame before than `min_likeness`, as at a cut that nobody marked; and where it is another track's face.
+    less like itself one frame before than `min_likeness`, or a little more where it was steady, as at a cut that nobody marked; and where
+    it is another track's face.
     """
 
     def __init__(self, fps: int, size_px: int, max_jump: float, min_likeness: float) -> None:
@@ -78,7 +81,7 @@ class Follower:
                 if writer is not None and frame is not before:
                     alike = likeness(last_patch, patch)
             before = frame
-            if writer is not None and (points is None or alike < self._min_likeness or not self._near(piece.points[-1], points)):
+            if writer is not None and (points is None or alike < self._least(piece) or not self._near(piece.points[-1], points)):
                 writer.close()
                 yield piece
                 writer, alike = None, 1.0
@@ -124,6 +127,12 @@ class Follower:
             return False
         x0, y0, side = crop
         return overlap(face_boxes(points[None])[0].astype(np.float64) * side / self._size_px + [x0, y0, x0, y0], box) >= SAME_FACE
+
+    def _least(self, piece: Piece) -> float:
+        """Below which likeness the next frame's face is another one."""
+        lately = piece.likeness[1:][-_STEADY_FRAMES:]
+        steady = len(lately) > 0 and sum(lately) / len(lately) >= _STEADY
+        return self._min_likeness + (_STEADY_MORE if steady else 0.0)
 
     def _near(self, before: np.ndarray, now: np.ndarray) -> bool:
         size = np.ptp(before[:, 1])

@@ -141,6 +141,6 @@ def brightness(luma: np.ndarray) -> float:
 
 def face_luma(picture: np.ndarray, points: np.ndarray) -> float:
     """Mean luma of the face's box, 0..255, of a picture uint8 RGB (H, W, 3), or of Y in limited range (H, W)."""
-    x0, y0, x1, y1 = np.clip(face_boxes(points[None])[0], 0, len(picture) - 1).astype(int)
+    x0, y0, x1, y1 = (int(min(max(v, 0), len(picture) - 1)) for v in face_boxes(points[None])[0].tolist())
     mean = cv2.mean(picture[y0 : y1 + 1, x0 : x1 + 1])
     return float(np.dot(mean[:3], [0.299, 0.587, 0.114])) if picture.ndim == 3 else min(max((mean[0] - 16) * 255 / 219, 0.0), 255.0)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from stages.facealign import similarity
-from stages.head import canonical
+from stages.head import canonical, face_boxes
 
 PATCH_PX = 32
 _ANCHORS = np.array([33, 133, 362, 263, 168, 1, 61, 291, 199, 234, 454])  # corners of eyes and mouth, nose, chin, temples
@@ -24,7 +24,7 @@ def face_patch(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     """
     matrix = similarity(points[_ANCHORS, :2], _anchors())
     height, width = picture.shape[:2]
-    (left, top), (right, bottom) = points[:, :2].min(0).tolist(), points[:, :2].max(0).tolist()
+    left, top, right, bottom = face_boxes(points[None])[0].tolist()
     x0, y0 = min(max(int(left) - 16, 0), width - 1), min(max(int(top) - 16, 0), height - 1)
     x1, y1 = max(min(int(right) + 17, width), x0 + 1), max(min(int(bottom) + 17, height), y0 + 1)
     shrink = round(1 / float(np.hypot(*matrix[:, 0])))

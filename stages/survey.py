@@ -23,6 +23,7 @@ _FLESH = 0.12  # hand sizes by which a hand is wider than the joints within it
 _MAX_WITHIN_FACE = 0.8  # of a hand's joints: more, and it is the face that was taken for a hand
 _MIN_HAND_FACE_PX = 48  # hands before smaller faces are not looked for
 _MOVED_LITTLE = 0.5  # overlap of a detection box with an earlier one of, perhaps, the same face
+_LOOKS_KEPT = 8  # of earlier looks: who talks comes back to them
 _STILL_CLEAR = 0.85  # so much alike must eyes and mouth be to a look at which no hand was before them; behind hands they are below 0.7
 
 
@@ -66,17 +67,20 @@ class Survey:
         """Number and faces of each picture, uint8 RGB (H, W, 3), of one shot."""
         clear: list[_Clear] = []
         for k, picture in pictures:
-            faces, clear = self._look(picture, clear)
+            faces, seen, again = self._look(picture, clear)
+            clear = [*seen, *(c for c in clear if not any(c is a for a in again))][: max(_LOOKS_KEPT, len(seen))]
             yield k, faces
 
     def look(self, picture: np.ndarray) -> list[Face]:
         """All faces that the mesh fits, largest first, in a picture by itself."""
         return self._look(picture, ())[0]
 
-    def _look(self, picture: np.ndarray, clear: Sequence[_Clear]) -> tuple[list[Face], list[_Clear]]:
+    def _look(self, picture: np.ndarray, clear: Sequence[_Clear]) -> tuple[list[Face], list[_Clear], list[_Clear]]:
+        """Faces, looks to be remembered, and those of `clear` that they stand for."""
         sights = [s for found in self._detect(picture) if (s := self._sight(picture, found, clear))]
         faces: list[Face] = []
         seen: list[_Clear] = []
+        again: list[_Clear] = []
         for box, as_before, now in sorted(sights, key=lambda s: -float(face_size(s[0][None])[0])):
             if any(overlap(box, face.box) >= 0.5 for face in faces):  # two detections of one face end in one mesh
                 continue
@@ -86,7 +90,9 @@ class Survey:
             if large and not hidden:
                 # not how it looks now: by small steps anything could come unseen
                 seen.append(replace(as_before, sure=True) if as_before else now)
-        return faces, seen
+            if large and as_before:  # also one that hands have come before: it is not believed again
+                again.append(as_before)
+        return faces, seen, again
 
     def _sight(self, picture: np.ndarray, found: np.ndarray, clear: Sequence[_Clear]) -> _Sight | None:
         """What is seen at a detection box (4,): None where no mesh fits."""

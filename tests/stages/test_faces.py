@@ -501,6 +501,21 @@ def test_a_face_that_looks_the_same_is_not_measured_again(monkeypatch: pytest.Mo
     assert hands.calls >= 3, "what comes by small steps is seen in the end, beyond the two looks at first"
 
 
+def test_who_comes_back_to_an_earlier_look_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one who talks does: each of two looks is confirmed once, and then known."""
+    survey = Survey()
+    hands = _Counted(survey._hands)
+    monkeypatch.setattr(survey, "_hands", hands)
+    one = next(moving_face("astronaut", 1, (400, 400), 160))
+    face = survey.look(one)[0]
+    (x, y), size = face.centre, face.size
+    other = one.copy()
+    other[int(y + 0.2 * size) : int(y + 0.35 * size), int(x - 0.2 * size) : int(x + 0.2 * size)] = (170, 110, 80)  # the mouth
+    hands.calls = 0
+    list(survey(enumerate([one, other] * 4)))
+    assert hands.calls == 4
+
+
 def test_a_hand_that_is_missed_once_is_found_while_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when it was blurred by its motion before it came to rest."""
     survey = Survey()

@@ -26,6 +26,7 @@ from stages.mesh import FaceDetector, FaceMesh
 from stages.outputs import Outputs
 
 PEOPLE = ("lp_d0.mp4", "sadtalker_WDA_KatieHill_000.mp4", "pyfeat_single_face.mp4", "media3_sample.mp4", "lp_d3.mp4")
+ALIKE = (PEOPLE[1], PEOPLE[4])  # these two, at the cut, more than any others
 TILE, FACE_PX = 240, 110.0
 
 
@@ -96,7 +97,7 @@ def scene(behind: list[np.ndarray], before: list[np.ndarray], ways: Iterator[tup
         yield canvas
 
 
-@pytest.mark.parametrize(("a", "b"), quick(combinations(PEOPLE, 2), 4))
+@pytest.mark.parametrize(("a", "b"), quick([ALIKE, *(c for c in combinations(PEOPLE, 2) if c != ALIKE)], 4))
 def test_two_people_spliced_at_an_unmarked_cut_are_two_clips(shared: Path, network: FaceNet, tmp_path: Path, a: str, b: str) -> None:
     both = [person(shared / "realdata" / "clips" / name) for name in (a, b)]
     path = write_clip(tmp_path / "a.mp4", [*both[0][:24], *both[1][:24]])
