@@ -78,7 +78,7 @@ def on_canvas(photo: np.ndarray) -> np.ndarray:
 @cache
 def photograph(which: str) -> np.ndarray:
     """Photograph `collins` or `hopper` on the canvas, uint8 RGB."""
-    from stages.media import read_image
+    from stages.stills import read_image
 
     if which == "collins":
         import skimage.data

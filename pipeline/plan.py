@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.columns import mix, ranks_within
 from pipeline.config import PairsConfig
-from pipeline.deal import NO_LIMIT, Table, deal, mix, ranks_within
+from pipeline.deal import deal
+from pipeline.seats import NO_LIMIT, Table
 from schemas.ids import keyed_order, pair_digests, pair_id
 from schemas.units import Clip, PortraitUnit
 from stages.gates import still_quality

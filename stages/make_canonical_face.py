@@ -15,8 +15,8 @@ import skimage.data
 from scipy.optimize import linear_sum_assignment
 
 from schemas.arrays import encode_arrays
-from stages.media import read_image
 from stages.mesh import FaceMesh
+from stages.stills import read_image
 
 _FOREHEAD, _CHIN, _RIGHT_TEMPLE, _LEFT_TEMPLE = 10, 152, 234, 454
 

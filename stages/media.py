@@ -19,13 +19,13 @@ from av.stream import Disposition
 from schemas.outcomes import Rejection
 from stages.colour import i420_square as _i420_square
 from stages.colour import to_rgb as _to_rgb
+from stages.interlace import progressive
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,h264,ogg,flv"
 _SAFE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 _RAW_STREAMS = {"h264"}  # no container, so no timestamps that mean anything
 _MIN_SUFFIX_OF_MP4 = b"ftyp"
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-_MIN_INTERLACED_PX = 16  # bwdif wants a few lines and columns in each plane
 _SEEK_BACK_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # a stream may be joined only at a key frame; few are 16 s apart
 _FIELDS_APART = {"mpegts", "mpeg", "h264"}  # here the two fields of an interlaced picture may be packets of their own
 _BEGINS_IN_USE = {"mpegts", "mpeg", "ogg"}
@@ -161,7 +161,7 @@ def decode(path: Path, *, start_pts: int | None = None, start_index: int = 0, ro
             stream.codec_context.options = {"skip_loop_filter": "noref"}
         decoded, turn = False, None
         try:
-            for index, raw in enumerate(_progressive(None, _frames(container, stream))):
+            for index, raw in enumerate(progressive(None, _frames(container, stream))):
                 decoded, turn = True, turn or _display_matrix(raw)
                 if index >= start_index:
                     yield _source_frame(container, stream, index, raw, turn)
@@ -196,7 +196,7 @@ def _seek(container: av.container.InputContainer, stream: av.VideoStream, pts: i
             continue
         if first is not None and (before is not None or is_first or not first.interlaced_frame):
             with suppress(av.FFmpegError):  # damage ends the stream early
-                yield from _progressive(before, itertools.chain([first], frames))
+                yield from progressive(before, itertools.chain([first], frames))
             return
 
 
@@ -223,59 +223,6 @@ def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> I
     decoder.thread_count = 1
     for packet in container.demux(stream):
         yield from decoder.decode(packet)
-
-
-def _progressive(before: av.VideoFrame | None, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """As many frames, none of them interlaced; `before` is the one before the first.
-
-    An interlaced frame becomes what `bwdif` makes of it and its two neighbours, nothing else, so that it looks the same from
-    wherever the decoding began; it comes when the frame after it is decoded. Flags are believed: combs in a stream that calls
-    itself progressive stay.
-    """
-    waiting, damage = None, None
-    while True:
-        try:
-            raw = next(frames, None)
-        except av.FFmpegError as e:
-            raw, damage = None, e
-        if waiting is not None:
-            yield _deinterlaced(before, waiting, raw)
-            before, waiting = waiting, None
-        if raw is None:
-            break
-        if raw.interlaced_frame and min(raw.width, raw.height) >= _MIN_INTERLACED_PX:
-            waiting = raw
-        else:
-            yield raw
-            before = raw
-    if damage is not None:
-        raise damage
-
-
-def _deinterlaced(before: av.VideoFrame | None, frame: av.VideoFrame, after: av.VideoFrame | None) -> av.VideoFrame:
-    """`frame` with lines of one moment, made from both its fields and those around it; its time stamp and tags stay."""
-    before, after = (f if f is not None and _shape(f) == _shape(frame) else None for f in (before, after))
-    graph = av.filter.Graph()
-    graph.threads = 1
-    tags = f"colorspace={frame.colorspace}:range={int(frame.color_range)}"
-    source = graph.add("buffer", f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:{tags}")
-    bwdif, sink = graph.add("bwdif", "mode=send_frame:deint=all"), graph.add("buffersink")
-    source.link_to(bwdif)
-    bwdif.link_to(sink)
-    graph.configure()
-    for part in (before, frame, after):
-        if part is not None:
-            graph.push(part)
-    graph.push(None)  # no more
-    if before is not None:
-        graph.pull()
-    picture = graph.pull()
-    picture.pts, picture.time_base = frame.pts, frame.time_base
-    return picture
-
-
-def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
-    return frame.width, frame.height, frame.format.name
 
 
 @contextmanager
@@ -334,35 +281,3 @@ def _orient(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
     else:
         return image
     return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
-
-
-def read_image(path: Path) -> np.ndarray:
-    """A still, upright (EXIF), uint8 RGB (H, W, 3). Transparency is laid on mid-grey; CMYK and 16 bit are converted.
-
-    Raises:
-        Rejection: missing, unreadable, symlink, empty_file, not_media, frame_too_large.
-    """
-    from PIL import Image, ImageOps
-
-    check_readable(path)
-    try:
-        with Image.open(path, formats=("JPEG", "PNG", "WEBP", "TIFF", "BMP")) as image:
-            if image.width * image.height > 64_000_000:
-                raise Rejection("frame_too_large", f"{path}: {image.width} x {image.height} pixels")
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bit grey: Pillow would clip it, not scale it
-                upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-                rgba = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, (128, 128, 128, 255)), rgba)
-            return np.asarray(upright.convert("RGB"))
-    except Rejection:
-        raise
-    except Image.DecompressionBombError as e:
-        raise Rejection("frame_too_large", f"{path}: {e}") from e
-    except MemoryError:
-        raise
-    except Exception as e:  # damage shows in many ways: Pillow's readers raise SyntaxError, struct.error and more
-        if isinstance(e, OSError) and e.errno:  # the disk's, not Pillow's
-            raise
-        raise Rejection("not_media", f"{path}: {e}") from e

@@ -17,9 +17,10 @@ from stages.gates import score
 from stages.head import crop_square, face_boxes
 from stages.iris import iris_contrast
 from stages.measures import picture_scores, track_scores
-from stages.media import check_readable, read_image
+from stages.media import check_readable
 from stages.mesh import FaceMesh
 from stages.outputs import Outputs
+from stages.stills import read_image
 from stages.survey import SAME_FACE, overlap
 
 

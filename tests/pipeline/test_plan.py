@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import deal, tables
+from pipeline import columns, deal, tables
 from pipeline.config import PairsConfig
 from pipeline.plan import (
     CLIPS,
@@ -533,7 +533,7 @@ def test_rules_that_no_pair_can_keep_are_refused(wrong: dict[str, float]) -> Non
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12), st.integers(0, 60))
 def test_water_rises_to_one_level(people: list[tuple[int, int]], total: int) -> None:
     uses, room = (np.array(column, np.int64) for column in zip(*people, strict=True))
-    more = deal.fill(uses, room, total, deal.mix(np.arange(len(uses))))
+    more = columns.fill(uses, room, total, columns.mix(np.arange(len(uses))))
     assert more.sum() == min(total, room.sum()) and (more >= 0).all() and (more <= room).all()
     level = (uses + more)[more > 0].max(initial=0)
     assert ((uses + more >= level - 1) | (more == room)).all()

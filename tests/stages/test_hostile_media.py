@@ -19,8 +19,8 @@ from schemas.outcomes import Rejection
 from schemas.store import DiskStore
 from schemas.units import SourceFile
 from stages.ingest import Ingest, IngestConfig
-from stages.media import read_image
 from stages.outputs import Outputs
+from stages.stills import read_image
 
 _SECONDS = 20.0  # far more than any of them takes, far less than decoding a bomb
 _MEMORY_GB = 0.7

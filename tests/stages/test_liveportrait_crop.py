@@ -26,8 +26,9 @@ from stages.liveportrait_crop import (
     lip_ratio,
     source_crop,
 )
-from stages.media import decode, read_image
+from stages.media import decode
 from stages.mesh import FaceMesh
+from stages.stills import read_image
 
 UPPER_BROWS = (70, 63, 105, 66, 107, 336, 296, 334, 293, 300)
 RIGHT_EYE, LEFT_EYE, CHIN, LIP_MIDDLE, IRISES = 33, 263, 152, 14, (468, 473)

@@ -25,8 +25,9 @@ from schemas.ids import file_digest
 from schemas.outcomes import Rejection
 from schemas.video import decode_video
 from stages.encode import VideoWriter, encode_flac, encode_png
-from stages.media import _decode_from, decode, open_video, read_image
+from stages.media import _decode_from, decode, open_video
 from stages.sound import extract_sound
+from stages.stills import read_image
 
 REPO = Path(__file__).parents[2]
 

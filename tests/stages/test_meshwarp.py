@@ -14,12 +14,12 @@ import pytest
 from schemas.motion import Motion
 from schemas.outcomes import Rejection
 from stages import head, meshwarp
-from stages.media import read_image
 from stages.mesh import FaceMesh
 from stages.meshwarp import MeshWarp, MeshWarpConfig, motion_from_points
 from stages.meshwarp_plan import Script, act, gaze_of, read_face, set_mouth
 from stages.meshwarp_render import face_triangles
 from stages.reenact import ClipView, Portrait
+from stages.stills import read_image
 
 SIZE_PX = 384
 OPEN_LOOP = MeshWarpConfig(calibration_rounds=0)
