@@ -59,7 +59,7 @@ REASONS: dict[str, str] = {
     "mirrored": "the driving face does what the target's mirror image does (`quality.max_mirrored`)",
     "out_of_step": "the driving video does what the target does, at other moments (`quality.max_lag_frames`)",
     "wrong_motion": "the driving face does something else than the target's (`quality.min_quick_correlation`, `min_motion_correlation`)",
-    "wrong_person": "the driving video does not look like B, or looks like A (`quality.min_csim_margin`, `min_csim_appearance`)",
+    "wrong_person": "the driving video shows A, or not B (`quality.max_target_likeness`, `max_csim_performer`, `min_csim_margin`)",
     "pose_range": "the driving head turns farther than `quality.max_yaw_deg`, `max_pitch_deg` or `max_roll_deg`",
     "pose_error": "the driving video's head pose strays from the target's (`quality.max_pose_error_deg`, `max_pose_error_p95_deg`)",
     "geometry": "the driving head's place or size strays from the target's (`quality.max_centre_offset`, `max_size_error`)",

@@ -43,7 +43,7 @@ INDEX_NAME = "index.parquet"
 SCORES = (
     *("pose_error_deg", "centre_offset", "size_ratio", "mouth_correlation", "eye_correlation"),
     *("pose_error_p95_deg", "mouth_error", "eye_error", "gaze_correlation", "gaze_error", "motion_correlation", "lag_frames"),
-    *("jitter_ratio", "lost_frames", "valid_masks", "csim_appearance", "csim_performer", "csim_margin"),
+    *("jitter_ratio", "lost_frames", "valid_masks", "target_likeness", "csim_appearance", "csim_performer", "csim_margin"),
 )
 _LATER = frozenset(SCORES[5:])  # columns that an older run's index does not have
 _MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("digest", pa.string())])

@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 
 from stages.facealign import five_points, similarity
+from stages.head import LIPS_INNER
+from stages.reenact import Portrait
 
 _BLACK = 24  # 0..255: a frame whose brightest hundredth is darker shows nothing
 _NEAR_END = 3  # of 0 and of 255: what lies within is clipped
 _CLIPPED_SHARE = 0.9  # of a frame's values; a white wall behind a dark coat comes to two thirds
 _CELLS = 64  # along a frame's side, in which holes and tears are looked for
-_HOLE = 5  # mean luma of a cell that is a hole; the insides of mouths and nostrils are lighter
+_HOLE = 5  # mean luma of a cell below which it is black
 _NEAR = np.ones((13, 13), np.uint8)  # cells: what is black in the portrait may be black so far from where the head has taken it
 _TEAR = 32  # levels by which a cell is darker or lighter than all that was around it one frame before
 _REACH = np.ones((5, 5), np.uint8)  # cells: farther than this nothing moves in a frame
@@ -35,40 +37,32 @@ class PictureFaults:
             self._cells.append(_cells(frame))
             yield frame
 
-    def measure(self, places: np.ndarray, portrait: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def measure(self, points: np.ndarray, size_px: int, portrait: Portrait) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Scores of the frames seen, and what they are made of, float32 (T,) by name.
 
-        black_frames, clipped_frames: shares of the frames. Of the worst frame, hole: share that is black though not in the portrait; torn:
-        share that is unlike all that was near it one frame before.
+        black_frames, clipped_frames: shares of the frames. Of the worst frame, hole is the share that is black, though the portrait is not
+        where the head has taken it (the inside of the mouth apart), and torn that which is unlike all that was near it one frame before.
 
         Args:
-            places: (T, 2, 3), where the portrait has gone in each frame: `carried`.
-            portrait: B's still, uint8 RGB (S, S, 3).
+            points: the frames' mesh (T, 478, 3) in px; NaN in lost frames.
+            size_px: side of the frames.
+            portrait: B's.
         """
-        light = cv2.erode((_cells(portrait) >= _HOLE).astype(np.uint8), _NEAR)
+        light = cv2.erode((_cells(portrait.image) >= _HOLE).astype(np.uint8), _NEAR)
+        own, scale = five_points(portrait.points) * (_CELLS / len(portrait.image)), _CELLS / size_px
         hole, torn = np.zeros(len(self._cells), np.float32), np.zeros(len(self._cells), np.float32)
-        for k, (cells, place) in enumerate(zip(self._cells, places, strict=True)):
+        place = np.eye(2, 3)
+        for k, (cells, found) in enumerate(zip(self._cells, points, strict=True)):
+            seen = bool(np.isfinite(found).all())
+            place = similarity(own, five_points(found) * scale) if seen else place
             lit = cv2.warpAffine(light, place, (_CELLS, _CELLS), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+            if seen:
+                cv2.fillPoly(lit, [np.rint(found[list(LIPS_INNER), :2] * scale).astype(np.int32)], 0)
             hole[k] = (lit.astype(bool) & (cells < _HOLE)).mean()
             torn[k] = _torn(self._cells[k - 1], cells) if k else 0.0
         black, clipped = np.array(self._ends or [(0, 0)], np.float64).mean(0).tolist()
         worst = {"hole": float(hole.max(initial=0)), "torn": float(torn.max(initial=0))}
         return {"black_frames": black, "clipped_frames": clipped, **worst}, {"hole": hole, "torn": torn}
-
-
-def carried(points: np.ndarray, size_px: int, own: np.ndarray, own_px: int) -> np.ndarray:
-    """Where a portrait with mesh points `own` (478, >=2) is in frames with points (T, 478, >=2): turn, size and shift (T, 2, 3), in cells.
-
-    Lost frames, of NaN, are as the one before; all of them as the portrait itself where there is no other.
-    """
-    at = np.array([[1.0, 0, 0], [0, 1, 0]])
-    found = np.isfinite(points).all((1, 2))
-    places = []
-    for k in [int(found.argmax())] * bool(found.any()) + list(range(len(points))):
-        if found[k]:
-            at = similarity(five_points(own) * (_CELLS / own_px), five_points(points[k]) * (_CELLS / size_px))
-        places.append(at)
-    return np.array(places[len(places) - len(points) :]).reshape(-1, 2, 3)
 
 
 def _cells(picture: np.ndarray) -> np.ndarray:

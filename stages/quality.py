@@ -15,15 +15,17 @@ class QualityGates:
 
     max_black_frames: float = 0.0  # shares of driving frames
     max_clipped_frames: float = 0.0
-    max_hole: float = 0.01  # share of the worst frame that is black, and is not in the portrait
+    max_target_likeness: float = 0.85  # correlation of the faces' pictures, A's and the driving one; of two people's rarely above 0.6
+    max_csim_performer: float = 0.7  # CSIM(driving, A), with an identity network
+    max_mirrored: float = 0.5  # correlation with mirrored A, where that is nearer
+    max_hole: float = 0.005  # share of the worst frame that is black, and is not in the portrait
     max_torn: float = 0.01  # share of the worst frame that is unlike all that was near it one frame before
     max_lost_frames: float = 0.02  # without a face
     min_valid_masks: float = 0.7  # share of outlines that can be seen, over all frames; an eye behind the nose takes a quarter
     max_frozen_frames: float = 0.3  # of those in which A moves
-    max_mirrored: float = 0.5  # correlation with mirrored A, where that is nearer
-    max_lag_frames: float = 1.0
-    min_quick_correlation: float = 0.3  # of all motion that is quicker than half a second
-    min_motion_correlation: float = 0.4  # of all motion
+    max_lag_frames: float = 0.5
+    min_quick_correlation: float = 0.2  # of all motion that is quicker than half a second
+    min_motion_correlation: float = 0.5  # of all motion
     min_csim_margin: float = 0.1  # CSIM(driving, B) - CSIM(driving, A), with an identity network
     min_csim_appearance: float = -1.0
     max_yaw_deg: float = 60.0  # of the driving head, 95th percentile over the clip
@@ -33,7 +35,7 @@ class QualityGates:
     max_pose_error_p95_deg: float = 12.0
     max_centre_offset: float = 0.05  # head's centre, in head sizes
     max_size_error: float = 0.05  # |head size ratio - 1|
-    max_jitter_ratio: float = 3.0  # to A's own
+    max_jitter_ratio: float = 2.5  # to A's own
     min_mouth_correlation: float = 0.3
     max_mouth_error: float = 0.25  # mouth widths
     min_eye_correlation: float = 0.0
@@ -73,17 +75,19 @@ class PairGate:
         return gone / way if way > 0 else 2.0  # nothing at all is allowed
 
 
-# First what is no picture or shows no face, of which the rest would say anything; then whose motion it is and when, and who is seen; then
-# how well it is done.
+# First what is no picture at all, or the wrong one as a whole; then what is no whole picture or shows no face, of which the rest would say
+# anything; then whose motion it is and when, and who is seen; then how well it is done.
 GATES = (
     PairGate("black_frames", "black_frames", "max_black_frames"),
     PairGate("clipped_frames", "clipped_frames", "max_clipped_frames"),
+    PairGate("wrong_person", "target_likeness", "max_target_likeness"),
+    PairGate("wrong_person", "csim_performer", "max_csim_performer"),
+    PairGate("mirrored", "mirrored", "max_mirrored"),
     PairGate("black_block", "hole", "max_hole"),
     PairGate("torn_picture", "torn", "max_torn"),
     PairGate("lost_driving_face", "lost_frames", "max_lost_frames"),
     PairGate("invalid_masks", "valid_masks", "min_valid_masks", best=1.0),
     PairGate("frozen", "frozen_frames", "max_frozen_frames"),
-    PairGate("mirrored", "mirrored", "max_mirrored"),
     PairGate("out_of_step", "lag_frames", "max_lag_frames"),
     PairGate("wrong_motion", "quick_correlation", "min_quick_correlation", best=1.0),
     PairGate("wrong_motion", "motion_correlation", "min_motion_correlation", best=1.0),

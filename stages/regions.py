@@ -16,11 +16,11 @@ from stages.expression import Expressions, stacked
 from stages.faces import TARGET, TRACK, read_track
 from stages.head import LEFT_EYE, LIPS_OUTER, NOSE, RIGHT_EYE, fit_pose
 from stages.identity import spread
-from stages.likeness import LOOKS, Embed, Looks, csim, embedding
+from stages.likeness import LOOKS, Embed, Looks, Moments, likeness_scores, look
 from stages.media import decode
 from stages.mesh import FaceMesh
 from stages.outputs import Outputs
-from stages.pictures import PictureFaults, carried
+from stages.pictures import PictureFaults
 from stages.reenact import DRIVING, read_portrait
 from stages.truth import compare
 
@@ -67,7 +67,7 @@ class RegionsStage:
 
     Args:
         expressions: adds expression scores to the control arrays.
-        embed: an identity network, which adds what `stages.likeness.csim` measures to the scores.
+        embed: an identity network, which says whether B is seen, and not A.
     """
 
     name, version = "regions", 3
@@ -75,7 +75,7 @@ class RegionsStage:
     def __init__(self, expressions: Expressions | None = None, embed: Embed | None = None) -> None:
         self._find, self._expressions, self._embed = RegionFinder(), expressions, embed
         self._known: tuple[str, np.ndarray | None] = ("", None)  # the clip last measured, and its expression scores
-        self._performer: tuple[str, dict[int, np.ndarray]] = ("", {})  # the same of its embeddings, by frame
+        self._performer: tuple[str, dict[int, Looks]] = ("", {})  # the same of what A looks like
 
     def __call__(self, driving: Driving, out: Outputs) -> tuple[dict[str, Any], list[str]]:
         """Writes regions.npz, controls.npz and, for people who want to know, truth.npz; returns the pair's scores."""
@@ -83,8 +83,8 @@ class RegionsStage:
         target, _ = read_track(out.input(clip.folder, clip.file(TRACK)))
         portrait = read_portrait(driving.pair.portrait, out)
         faults = PictureFaults()
-        looks = Looks(spread(clip.frames, LOOKS) if self._embed else ())
-        frames = looks.watch(faults.watch(frame.rgb for frame in decode(out.input(driving.folder, DRIVING))))
+        moments = Moments(spread(clip.frames, LOOKS))
+        frames = moments.watch(faults.watch(frame.rgb for frame in decode(out.input(driving.folder, DRIVING))))
         rows: list[np.ndarray] = []
         points, regions = self._find(self._expressions.watch(frames, rows) if self._expressions else frames)
         out.write(REGIONS_FILE, regions.encode())
@@ -98,14 +98,12 @@ class RegionsStage:
         )
         out.write(CONTROLS_FILE, controls)
         scores, details = compare(target, points)
-        places = carried(points, clip.size_px, portrait.points, len(portrait.image))
-        of_pictures, faulty = faults.measure(places, portrait.image)
+        of_pictures, faulty = faults.measure(points, clip.size_px, portrait)
         valid = regions.valid.mean(1, dtype=np.float32)
         out.write(TRUTH_FILE, encode_arrays({**details, **faulty, "valid_masks": valid}))
+        own = look(portrait.image, portrait.points, self._embed)
+        scores |= likeness_scores(moments.looks(points, self._embed), self._of_performer(clip, target, out), own)
         scores |= of_pictures | {"valid_masks": float(valid.mean())}
-        if self._embed is not None:
-            appearance = embedding(self._embed, portrait.image, portrait.points)
-            scores |= csim(looks.embedded(self._embed, points), self._of_performer(clip, target, self._embed, out), appearance)
         return scores, []
 
     def _of_target(self, clip: Clip, out: Outputs) -> np.ndarray | None:
@@ -118,13 +116,13 @@ class RegionsStage:
             self._known = where, self._expressions.track(frame.rgb for frame in decode(video))
         return self._known[1]
 
-    def _of_performer(self, clip: Clip, points: np.ndarray, embed: Embed, out: Outputs) -> dict[int, np.ndarray]:
-        """A's embeddings by frame, likewise."""
+    def _of_performer(self, clip: Clip, points: np.ndarray, out: Outputs) -> dict[int, Looks]:
+        """What A looks like, by frame, likewise."""
         where = f"{clip.folder}/{clip.id}"
         if self._performer[0] != where:
             video = out.input(clip.folder, clip.file(TARGET))
-            looks = {k: decode_video(video, first=k, count=1)[0] for k in spread(clip.frames, LOOKS)}
-            self._performer = where, {k: embedding(embed, picture, points[k]) for k, picture in looks.items()}
+            pictures = {k: decode_video(video, first=k, count=1)[0] for k in spread(clip.frames, LOOKS)}
+            self._performer = where, {k: look(picture, points[k], self._embed) for k, picture in pictures.items()}
         return self._performer[1]
 
 

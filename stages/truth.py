@@ -32,13 +32,13 @@ _EYES = ((362, 263, IRIS_LEFT), (133, 33, IRIS_RIGHT))  # inner and outer corner
 _UNITS = np.array([2.0, 2.0, 2.0, 0.05, 0.05, 0.05, 0.05])
 _TELLS = 1.0  # of units, over all signals: A that moves less could be anybody
 _QUICK_FRAMES = 6  # half of the stretch whose mean is taken off: what is left is quick, and its place in time shows
-_QUICK_TELLS = 0.7
+_QUICK_TELLS = 0.4
 _MAX_LAG_FRAMES = 8
 _LAG_GAIN, _LAG_SURE = 0.1, 0.5  # another moment must be better than the right one by this much correlation, and have at least that
-_MIRROR_GAIN_DEG = 3.0  # by which the head must be nearer to mirrored A
+_MIRROR_GAIN_DEG = 2.0  # by which the head must be nearer to mirrored A
 _WINDOW_FRAMES = 5  # over which a frozen face would have moved
-_A_MOVES = 0.02  # face sizes within the window, root mean square over the mesh
-_FROZEN = 0.2  # of A's motion; MediaPipe's noise on a still face comes to less
+_A_MOVES = 0.01  # face sizes within the window, root mean square over the mesh
+_FROZEN = 0.2  # of A's motion; a still face that is encoded anew seems to move by 0.001 face sizes
 _FEWEST = 5  # frames, for a share of them to mean anything
 _STEADY = 0.002  # face sizes a frame a frame: what is seen of a head that keeps still
 

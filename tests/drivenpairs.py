@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -54,6 +54,7 @@ class Studio:
         return portrait
 
     def driving(self, clip: Clip, portrait: PortraitUnit) -> Driving:
+        """The portrait, driven by the clip."""
         name = pair_id(clip.id, portrait.id)
         (pair,) = self._motion(Performance(id=clip.id, clip=clip, portraits=[portrait]), self.out(f"motion/{name}"))[1]
         (driving,) = self._reenact(pair, self.out(f"reenact/{name}"))[1]
@@ -89,12 +90,6 @@ def frozen(frames: np.ndarray) -> np.ndarray:
     return np.repeat(frames[len(frames) // 2][None], len(frames), 0)
 
 
-def stuck(frames: np.ndarray) -> np.ndarray:
-    """The second half stands still."""
-    half = len(frames) // 2
-    return np.concatenate([frames[:half], np.repeat(frames[half : half + 1], len(frames) - half, 0)])
-
-
 def mirrored(frames: np.ndarray) -> np.ndarray:
     return frames[:, :, ::-1]
 
@@ -104,13 +99,12 @@ def as_long_as(frames: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([frames, frames[::-1]] * (1 + length // len(frames)))[:length]
 
 
-def jittering(frames: np.ndarray, px: int = 2) -> Iterator[np.ndarray]:
+def jittering(frames: np.ndarray, px: int = 2) -> np.ndarray:
     """Each frame moved by up to so many px in both directions."""
-    rng = np.random.default_rng(0)
-    for frame in frames:
-        x, y = rng.integers(-px, px + 1, 2)
-        padded = np.pad(frame, ((px, px), (px, px), (0, 0)), mode="edge")
-        yield padded[px + y : px + y + len(frame), px + x : px + x + len(frame)]
+    moves = np.random.default_rng(0).integers(-px, px + 1, (len(frames), 2))
+    padded = np.pad(frames, ((0, 0), (px, px), (px, px), (0, 0)), mode="edge")
+    size = frames.shape[1]
+    return np.stack([frame[px + y : px + y + size, px + x : px + x + size] for frame, (y, x) in zip(padded, moves.tolist(), strict=True)])
 
 
 def with_black_block(frames: np.ndarray, corner: tuple[int, int], side: int = 40, first: int = 0) -> np.ndarray:

@@ -15,13 +15,13 @@ from drivenpairs import (
     jittering,
     mirrored,
     shifted,
-    stuck,
     with_black_block,
 )
 
 from schemas.arrays import decode_arrays
 from schemas.units import Driving
 from stages.facenet import FaceNet
+from stages.portraits import portrait_of_clip
 from stages.quality import GATES, QualityGates, decide, worst
 from stages.regions import TRUTH_FILE, RegionsStage
 
@@ -30,18 +30,18 @@ PAIRS = {  # the beginning of a clip's name, first frame and length; of a portra
     "turn": ("lp_d3", 60, 60, "mediapipe_sergey"),
     "speech": ("sadtalker_WDA", 0, 60, "skimage_astronaut"),
 }
-FAULTS: dict[str, tuple[Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray], str]] = {
-    # name -> what becomes of a pair's frames (own, another pair's, the target's), and for what reason it is then rejected
-    "late by 3 frames": (lambda own, other, a: shifted(own, 3), "out_of_step"),
-    "early by 3 frames": (lambda own, other, a: shifted(own, -3), "out_of_step"),
-    "frozen": (lambda own, other, a: frozen(own), "frozen"),
-    "stuck half-way": (lambda own, other, a: stuck(own), "frozen"),
-    "mirrored": (lambda own, other, a: mirrored(own), "mirrored"),
-    "another clip's motion": (lambda own, other, a: as_long_as(other, len(own)), "wrong_motion"),
-    "A instead of B": (lambda own, other, a: a, "wrong_person"),
-    "jitter": (lambda own, other, a: np.stack(list(jittering(own))), "jitter"),
-    "a black block on the face": (lambda own, other, a: with_black_block(own, (110, 110), first=20), "black_block"),
-    "a black block beside it": (lambda own, other, a: with_black_block(own, (8, 8)), "black_block"),
+FAULTS: dict[str, tuple[Callable[[Stage, str], np.ndarray], str]] = {
+    # name -> the frames that a pair then has, and the reason for which it is rejected
+    "late by 3 frames": (lambda s, pair: shifted(s.own(pair), 3), "out_of_step"),
+    "early by 3 frames": (lambda s, pair: shifted(s.own(pair), -3), "out_of_step"),
+    "frozen": (lambda s, pair: frozen(s.own(pair)), "frozen"),
+    "mirrored": (lambda s, pair: mirrored(s.own(pair)), "mirrored"),
+    "another clip's motion": (lambda s, pair: s.of_another_clip(pair), "wrong_motion"),
+    "A's video instead of B's": (lambda s, pair: s.studio.target_frames(s.pairs[pair]), "wrong_person"),
+    "A's still instead of B's": (lambda s, pair: s.of_a_herself(pair), "wrong_person"),
+    "jitter": (lambda s, pair: jittering(s.own(pair)), "jitter"),
+    "a black block on the face": (lambda s, pair: with_black_block(s.own(pair), (110, 110), first=20), "black_block"),
+    "a black block beside it": (lambda s, pair: with_black_block(s.own(pair), (8, 8)), "black_block"),
 }
 
 
@@ -57,11 +57,22 @@ class Stage:
         return self.score(driving, self.studio.out(f"{driving.folder}-regions"))[0]
 
     def with_fault(self, pair: str, fault: str) -> Driving:
-        names = list(self.pairs)
-        other = self.pairs[names[(names.index(pair) + 1) % len(names)]]
-        own = self.pairs[pair]
-        frames = FAULTS[fault][0](*(self.studio.frames(d) for d in (own, other)), self.studio.target_frames(own))
-        return self.studio.with_frames(own, fault.replace(" ", "-"), frames)
+        own, spoil = self.pairs[pair], FAULTS[fault][0]
+        return self.studio.with_frames(own, fault.replace(" ", "-"), spoil(self, pair))
+
+    def own(self, pair: str) -> np.ndarray:
+        return self.studio.frames(self.pairs[pair])
+
+    def of_another_clip(self, pair: str) -> np.ndarray:
+        """B, driven by the next pair's clip, as long as its own."""
+        names, own = list(self.pairs), self.pairs[pair].pair
+        other = self.pairs[names[(names.index(pair) + 1) % len(names)]].pair.clip
+        return as_long_as(self.studio.frames(self.studio.driving(other, own.portrait)), own.clip.frames)
+
+    def of_a_herself(self, pair: str) -> np.ndarray:
+        """A's own still, driven by A."""
+        clip = self.pairs[pair].pair.clip
+        return self.studio.frames(self.studio.driving(clip, portrait_of_clip(clip)))
 
 
 def stage_of(pairs: dict[str, tuple[str, int, int, str]], root: Path, shared: Path) -> Stage:
