@@ -111,8 +111,8 @@ def _redone(
 def _why(stage: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], again_in: set[str]) -> str:
     if before is None:
         return "made with settings that are not on record"
-    states = [{s: _with_defaults(config.get(s), _DEFAULTS[s]) for s in _DEFAULTS} for config in (before, now)]
-    changes = [c for s in _SECTIONS[stage] for c in _changes(*(_setting(state, s) for state in states), s)]
+    was = {s: _with_defaults(before.get(s), default) for s, default in _DEFAULTS.items()}
+    changes = [c for s in _SECTIONS[stage] for c in _changes(_setting(was, s), _setting(now, s), s)]
     reasons = [f"{field} {change}" for field, change in changes if field not in _DECIDES]
     reasons += [f"after {other}" for other in _AFTER[stage] if other in again_in]
     return "; ".join(reasons) or "another version of the stage"

@@ -60,7 +60,7 @@ class PictureFaults:
                 cv2.fillPoly(lit, [np.rint(found[list(LIPS_INNER), :2] * scale).astype(np.int32)], 0)
             hole[k] = (lit.astype(bool) & (cells < _HOLE)).mean()
             torn[k] = _torn(self._cells[k - 1], cells) if k else 0.0
-        black, clipped = np.array(self._ends or [(0, 0)], np.float64).mean(0).tolist()
+        black, clipped = np.array(self._ends or [(False, False)], np.float64).mean(0).tolist()
         worst = {"hole": float(hole.max(initial=0)), "torn": float(torn.max(initial=0))}
         return {"black_frames": black, "clipped_frames": clipped, **worst}, {"hole": hole, "torn": torn}
 

