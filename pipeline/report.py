@@ -35,7 +35,7 @@ _COLUMNS = 6  # moments of a pair that are shown
 _TILE_PX = 144
 _MAX_SHEETS = 24  # of rejected pairs, and of accepted ones
 _MAX_THUMBS = 6
-_PLOTS = (  # title, curve of A, curve of B; of truth.npz
+_PLOTS = (  # title, curve of A ("" for none), curve of B; of truth.npz
     ("head pose error, degrees", "", "pose_error_deg"),
     ("yaw, degrees", "yaw_deg_target", "yaw_deg_driving"),
     ("mouth opening", "mouth_target", "mouth_driving"),
@@ -226,20 +226,25 @@ def _sheet(root: Store, pair: dict[str, Any], members: dict[str, bytes], measure
         reason=pair["reason"],
         worst=f"{score.replace('_', ' ')}: {used:.0%} of what is allowed",
         image=_data_uri(contact_sheet(members)) if members else "",
-        plots=[_plot(title, details.get(a), details[b]) for title, a, b in _PLOTS if b in details],
+        plots=list(_plots(details)),
         scores=shown,
     )
 
 
-def _plot(title: str, a: np.ndarray | None, b: np.ndarray) -> Plot:
-    """Curves (T,) of target and driving over time, on one scale; that of an error, which has no `a`, begins at 0."""
-    curves = [("a", a)] * (a is not None) + [("b", b)]
-    values = np.concatenate([c[np.isfinite(c)] for _, c in curves if c is not None] + [np.zeros(a is None)])
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+def _plots(details: dict[str, np.ndarray]) -> Iterator[Plot]:
+    for title, a, b in _PLOTS:
+        if b in details:
+            curves = {name: details[column] for name, column in (("a", a), ("b", b)) if column}
+            yield _plot(title, curves, np.nan if a else 0.0)
+
+
+def _plot(title: str, curves: dict[str, np.ndarray], lowest: float) -> Plot:
+    """Curves (T,) over time by name, "a" for the target and "b" for the driving video, on one scale that begins at `lowest` or below."""
+    values = np.concatenate([[lowest], *(c[np.isfinite(c)] for c in curves.values())])
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
     width, height = _PLOT_WH
     lines = []
-    for name, curve in curves:
-        assert curve is not None
+    for name, curve in curves.items():
         x = np.linspace(0, width, len(curve))
         y = height - 1 - (curve - low) * (height - 2) / max(high - low, 1e-6)
         for piece in np.split(np.arange(len(curve)), np.flatnonzero(~np.isfinite(curve))):

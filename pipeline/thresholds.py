@@ -40,14 +40,14 @@ class Effect:
 
 
 def effects(scores: Sequence[Mapping[str, float]], table: Sequence[Threshold[_Gates]], gates: _Gates) -> list[Effect]:
-    """One row per threshold of a table whose score was measured of any unit, in the order in which they decide."""
+    """One row per threshold of a table whose score any unit has, in the order in which they decide."""
     closed = [[gate.closes(s, gates) for gate in table] for s in scores]
     rows = []
     for i, gate in enumerate(table):
-        measured = [s for s, c in zip(scores, closed, strict=True) if c[i] or s.get(gate.score, NOT_MEASURED) != NOT_MEASURED]
-        values = [s[gate.score] for s in measured]
-        if values:
-            low, first, middle, third, high = (float(q) for q in np.percentile(values, [0, 25, 50, 75, 100]))
+        there = [s[gate.score] for s in scores if gate.score in s]
+        values = [v for v in there if v != NOT_MEASURED]
+        if there:
+            low, first, middle, third, high = (float(q) for q in np.percentile(values or there, [0, 25, 50, 75, 100]))
             rows.append(
                 Effect(
                     field=gate.field,
