@@ -71,6 +71,7 @@ CONFIG = {
     "clips": ["clips.csv", "clips"],
     "portraits": ["images"],
     "video": {"size_px": 128},
+    "quality": {"max_target_likeness": 1.0},  # hopper.png shows a performer under another name, which would be found out
     "shards": {"max_mb": 1},
     "ray": {"workers": 1},
 }
