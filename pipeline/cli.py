@@ -175,6 +175,11 @@ def forget(
         console.print(str(removal))
         if removal.partly:
             console.print(f"{removal.partly} files show others too: of those, what is surely theirs stays")
+        if removal.newer:
+            console.print(
+                f"{removal.newer} clips and portraits are newer than the tables: nobody knows yet whether they show him, and they stay. "
+                f"First `crosspair run CONFIG --until plan`, then this"
+            )
         if dry_run:
             return
         if not yes:

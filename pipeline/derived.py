@@ -18,6 +18,8 @@ from typing import Any
 from pipeline import tables
 from pipeline.ledger import Ledger
 from pipeline.people import Earlier
+from pipeline.sources import file_identity
+from pipeline.storage import read_run_file
 from schemas.ids import portrait_id_of_frame
 from schemas.outcomes import Outcome
 from schemas.sample import INDEX_NAME, read_index
@@ -43,6 +45,7 @@ class Books:
         says: unit -> identity, of accepted ones; who that is where the table of identities is not there yet.
         pairs: pair -> its clip, portrait, performer and appearance, as far as any place says.
         refused: sources whose content was found to be forgotten.
+        newer: clips and image portraits by the present settings of which the tables know nothing yet: nobody can say whose they are.
     """
 
     identities: list[Row] = field(default_factory=list)
@@ -57,6 +60,12 @@ class Books:
     says: dict[str, str] = field(default_factory=dict)
     pairs: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     refused: set[str] = field(default_factory=set)
+    newer: set[str] = field(default_factory=set)
+
+    @property
+    def who(self) -> dict[str, str]:
+        """Unit -> identity. The tables of clips and portraits are the newer ones, where a run ended between them and that of identities."""
+        return {m: r["identity"] for r in self.identities for m in r["members"]} | self.says
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class Derived:
 def read_books(root: Store) -> Books:
     """Raises ValueError for a damaged table or segment of the ledger."""
     books, ledger = Books(identities=tables.load(root, "identities")), Ledger(root)
+    prints = read_run_file(root)["fingerprints"]
     for r in tables.load(root, "sources"):
         _note_source(books, {**r, "id": r["source"]}, r["content"])
         books.named[r["source"]] = r["identity"]
@@ -98,6 +108,8 @@ def read_books(root: Store) -> Books:
                     books.shots[source].add(child["id"])
                     continue
                 books.units[child["source"]["id"]].add(child["id"])
+                if raw["fingerprint"] == prints.get(stage):
+                    books.newer.add(child["id"])
                 if stage == "faces":
                     books.clips[child["id"]].append(child)
                     books.stills[child["id"]].add(portrait_id_of_frame(child["id"], child["still_frame"]))
@@ -122,6 +134,7 @@ def _note_tables(books: Books, root: Store) -> None:
                 books.stills[r["clip"]].add(unit)
                 continue
             books.units[r["source"]].add(unit)
+            books.newer.discard(unit)
             if r["near_duplicate_of"]:
                 books.near[unit] = r["near_duplicate_of"]
             if r["outcome"] == Outcome.DONE:
@@ -137,8 +150,20 @@ def _note_tables(books: Books, root: Store) -> None:
 
 
 def called(books: Books, person: str) -> set[str]:
-    """All names of a person, by one of them: an identity, an older one that became it, the manifest's name. Empty for somebody unknown."""
+    """All names of a person, by one of them: an identity, an older one that became it, the manifest's name, or what a file is called that
+    shows one person only. Empty for somebody unknown.
+
+    Raises:
+        ValueError: what a file is called that shows several people.
+    """
     rows = books.identities
+    if not any(person in (r["identity"], r["name"]) for r in rows):
+        files = [s for s, name in books.named.items() if name == person and any(file_identity(uri) == person for uri in books.uri[s])]
+        there = sorted({books.who[u] for s in files for u in books.units[s] if u in books.who})
+        if len(there) > 1:
+            raise ValueError(f"{person} is a file that shows several people; name one of them: {', '.join(there)}")
+        if there and there[0] != person:
+            return called(books, there[0])
     became = Earlier.of(rows).became
     finals = {became[r["identity"]] for r in rows if person in (r["identity"], r["name"])}
     names = {n for r in rows if became[r["identity"]] in finals for n in (r["identity"], r["name"]) if n}
@@ -170,10 +195,8 @@ def derived(
     for source, contents in books.contents.items():
         for content in contents:
             with_content[content].add(source)
-    # the tables of clips and portraits are the newer ones, where a run ended between them and that of identities
-    who = {m: r["identity"] for r in books.identities for m in r["members"]} | books.says
-    others = {u for u, identity in who.items() if identity not in names}
-    gone = set(units) | (who.keys() - others)
+    others = {u for u, identity in books.who.items() if identity not in names}
+    gone = set(units) | (books.who.keys() - others)
     whole = _copies(sources, books, with_content)
     touched = set(partly) | {s for s, name in books.named.items() if name in names}
     while True:

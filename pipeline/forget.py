@@ -48,6 +48,7 @@ class Removal:
         files: artifacts, the report, what was cached.
         bytes: of those files and samples.
         partly: files that show others too, whose clips stay.
+        newer: clips and portraits of which the tables do not say yet whom they show. Some may be his, and stay.
     """
 
     names: list[str] = field(default_factory=list)
@@ -58,6 +59,7 @@ class Removal:
     files: int = 0
     bytes: int = 0
     partly: int = 0
+    newer: int = 0
 
     def __str__(self) -> str:
         parts = [f"{n} {kind}" for kind, n in self.units.items() if n]
@@ -127,7 +129,9 @@ def _foreseen(root: Store, person: str) -> tuple[Tombstones, Derived, Removal, _
     tombstones = before.with_more(found.everything | {person}, found.partly)
     plan = _plan(root, tombstones)
     plan.files = sorted({*plan.files, *_by_products(root)})
-    return tombstones, found, _removal(root, found, plan), plan
+    removal = _removal(root, found, plan)
+    removal.newer = len(books.newer - found.everything)
+    return tombstones, found, removal, plan
 
 
 def _found(books: Books, tombstones: Tombstones, names: set[str]) -> Derived:
