@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.linked import write_linked
 from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources, says_nothing
 from pipeline.state import Generated, Prepared, source_verdict
+from pipeline.tombstones import read_tombstones
 from schemas.outcomes import Outcome, Verdict
 from schemas.sample import INDEX_NAME, read_index
 from schemas.store import DiskStore, Store
@@ -31,16 +32,27 @@ class Summary:
     shards: str = ""  # where the pair set is
 
 
-def list_run(root: Store, config: RunConfig, base: Path, *, save: bool = True) -> tuple[list[SourceFile], list[SourceFile]]:
-    """All clip and portrait files ever listed for this run: a file that has gone since is still a unit with an outcome."""
+def list_run(
+    root: Store, config: RunConfig, base: Path, *, save: bool = True, say: Callable[[str], None] = lambda _: None
+) -> tuple[list[SourceFile], list[SourceFile]]:
+    """All clip and portrait files ever listed for this run: a file that has gone since is still a unit with an outcome.
+
+    But for those that were forgotten, though the config may list them still; how many those are is said.
+    """
+    tombstones, left_out = read_tombstones(root), 0
     known = {(r["kind"], r["source"]): r for r in tables.load(root, "sources")}
     both: dict[str, list[SourceFile]] = {}
     for kind, entries, suffixes in (("clip", config.clips, CLIP_SUFFIXES), ("portrait", config.portraits, IMAGE_SUFFIXES)):
         before = {i: _source_of(r) for (k, i), r in known.items() if k == kind}
-        listed = [s for s in list_sources(entries, suffixes, base, must_match=not before) if not _within(s, root)]
+        must_match = not before and not tombstones
+        listed = [s for s in list_sources(entries, suffixes, base, must_match=must_match) if not _within(s, root)]
         # A bare file name takes nothing back of what a manifest once said.
         now = {s.id: s for s in listed if not (s.id in before and says_nothing(s))}
-        both[kind] = sorted({**before, **now}.values(), key=lambda s: s.uri)
+        every = {**before, **now}.values()
+        both[kind] = sorted(tombstones.let_in(every), key=lambda s: s.uri)
+        left_out += len(every) - len(both[kind])
+    if left_out:
+        say(f"{left_out} of the files that are listed show somebody whom this run was told to forget; they are left out")
     if save and any((k, s.id) not in known for k, sources in both.items() for s in sources):
         rows = [known.get((k, s.id)) or _source_row(s, k) for k, sources in both.items() for s in sources]
         tables.save(root, "sources", rows)

@@ -159,6 +159,36 @@ def replay(
 
 
 @app.command()
+def forget(
+    run_: RunPath,
+    person: Annotated[str, typer.Argument(metavar="IDENTITY", help="an identity as in tables/identities.parquet, or the manifest's name")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+) -> None:
+    """Withdraws a person: every artifact, row, sample, thumbnail and cache entry that derives from him goes, for good."""
+    with _resumable():
+        from pipeline.forget import foresee_forget
+        from pipeline.forget import forget as forget_person
+
+        removal = foresee_forget(run_, person)
+        console.print(f"known as {', '.join(removal.names) or 'nobody any more'}", markup=False)
+        console.print(str(removal))
+        if removal.partly:
+            console.print(f"{removal.partly} files show others too: of those, what is surely theirs stays")
+        if removal.newer:
+            console.print(
+                f"{removal.newer} clips and portraits are newer than the tables: nobody knows yet whether they show him, and they stay. "
+                f"First `crosspair run CONFIG --until plan`, then this"
+            )
+        if dry_run:
+            return
+        if not yes:
+            typer.confirm("Take all this out, for good?", abort=True)
+        removal = forget_person(run_, person, say=console.print)
+    console.print(f"forgotten: {removal}")
+
+
+@app.command()
 def report(run_: RunPath) -> None:
     """Writes RUN/report/index.html."""
     from pipeline.report import write_report

@@ -13,7 +13,7 @@ import json
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -90,14 +90,22 @@ class Ledger:
 
     def forget(self, stage: str, fingerprint: str, units: Set[str]) -> None:
         """Takes the records of `units` under one fingerprint out of the ledger: they are due again. For the process that holds the run."""
-        if not units:
-            return
+        if units:
+            self.rewrite(stage, lambda raw: None if raw["unit"] in units and raw["fingerprint"] == fingerprint else raw)
+
+    def raws(self, stage: str) -> Iterator[dict[str, Any]]:
+        """As `history`, records as they are kept: those of older versions may lack fields."""
+        for _, raws in self._load(stage):
+            yield from raws
+
+    def rewrite(self, stage: str, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+        """Puts what `change` makes of each record in its place, and takes it out for None. For the process that holds the run."""
         for name, raws in self._load(stage):
-            kept = [r for r in raws if r["unit"] not in units or r["fingerprint"] != fingerprint]
-            if not kept:
+            changed = [new for raw in raws if (new := change(raw)) is not None]
+            if not changed:
                 self._root.delete([name])
-            elif len(kept) < len(raws):
-                self._root.write(name, _segment(name, kept))
+            elif changed != raws:
+                self._root.write(name, _segment(name, changed))
 
     def compact(self) -> None:
         """Makes one segment of each stage's many. A kill in between leaves records twice, which changes nothing."""

@@ -8,16 +8,31 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.card import dataset_card
 from pipeline.storage import write_changed, write_table
 from schemas.ids import content_digest, keyed_order
-from schemas.sample import INDEX_NAME, INDEX_SCHEMA, SCORES, SampleInfo, finish_tar, read_index, sample_digest, write_tar_sample
+from schemas.sample import (
+    CONTROLS,
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    INFO,
+    MEMBERS,
+    SCORES,
+    SampleInfo,
+    decode_controls,
+    finish_tar,
+    read_index,
+    read_members,
+    sample_digest,
+    write_tar_sample,
+)
 from schemas.store import Place, Store, open_store
 
 _NEXT_NUMBER = b"crosspair.next_tar"  # in the index's metadata: numbers are never reused
@@ -41,6 +56,14 @@ class SampleFiles:
     scores: Mapping[str, float]
 
     @property
+    def key(self) -> str:
+        return self.info.key
+
+    @property
+    def split(self) -> str:
+        return self.info.split
+
+    @property
     def digests(self) -> dict[str, str]:
         return {**{name: digest for name, (_, digest) in self.files.items()}, "json": content_digest(self.info.encode())}
 
@@ -56,6 +79,41 @@ class SampleFiles:
                 where = self.store.at(file)
                 raise ValueError(f"{where}: gone or changed since it was made; `crosspair retry RUN --damaged`, then run again")
         return members
+
+    def row(self, tar: str, entries: list[dict]) -> dict:
+        """The sample's row of the index."""
+        info = self.info
+        fields = {
+            n: getattr(info, n) for n in ("frames", "fps", "size_px", "has_audio", "clip", "portrait", "performer", "appearance", "split")
+        }
+        digest = sample_digest({e["name"]: e["digest"] for e in entries})
+        return {"sample": info.key, "tar": tar, "digest": digest, "members": entries, **fields, **_scores(self)}
+
+
+@dataclass(frozen=True)
+class PackedSample:
+    """A sample of a tar on its way into another, as it is."""
+
+    folder: Store
+    old: Mapping[str, Any]  # its row of the index
+
+    @property
+    def key(self) -> str:
+        return str(self.old["sample"])
+
+    @property
+    def split(self) -> str:
+        return str(self.old["split"])
+
+    def read(self) -> dict[str, bytes]:
+        """Members by suffix. Raises ValueError for one that does not have its digest."""
+        return read_members(self.folder, self.old, MEMBERS)
+
+    def row(self, tar: str, entries: list[dict]) -> dict:
+        return {**self.old, "tar": tar, "members": entries}
+
+
+Sample = SampleFiles | PackedSample
 
 
 def pack(
@@ -73,15 +131,52 @@ def pack(
     rows = [{**r, **_scores(wanted[r["sample"]])} for r in old if r["tar"] in kept]
     placed = {r["sample"] for r in rows}
     number = _next_number(before, old)
-    by_split: dict[str, list[SampleFiles]] = defaultdict(list)
-    for sample in sorted((s for k, s in wanted.items() if k not in placed), key=lambda s: keyed_order(s.info.key, seed)):
-        by_split[sample.info.split].append(sample)
+    new = _written(folder, number, [s for k, s in wanted.items() if k not in placed], seed, max_mb, progress)
+    return _publish(folder, rows, new, number, expressions)
+
+
+def take_out(place: Place, gone: Set[str], *, max_mb: int, seed: int, progress: Callable[[str], None]) -> None:
+    """Takes samples out of a pair set. What else stood in their tars goes into new ones; other tars are not touched.
+
+    Tars that no index names, left by a kill, go too. A damaged neighbour holds nothing up: it is left out, and the next run packs it anew.
+    """
+    folder = open_store(place)
+    before = read_index(folder)
+    old = before.to_pylist()
+    touched = {r["tar"] for r in old if r["sample"] in gone}
+    rows = [r for r in old if r["tar"] not in touched]
+    moved = []
+    for sample in (PackedSample(folder, r) for r in old if r["tar"] in touched and r["sample"] not in gone):
+        try:
+            sample.read()
+            moved.append(sample)
+        except ValueError as e:
+            progress(f"left out, `crosspair run` packs it anew: {e}")
+    number = _next_number(before, old)
+    new = _written(folder, number, moved, seed, max_mb, progress)
+    one = next(iter([*new, *rows]), None)
+    expressions = one is not None and "target_expressions" in decode_controls(read_members(folder, one, (CONTROLS,))[CONTROLS])
+    _publish(folder, rows, new, number, expressions)
+
+
+def _written(folder: Store, number: int, samples: Sequence[Sample], seed: int, max_mb: int, progress: Callable[[str], None]) -> list[dict]:
+    """Writes samples into new tars, numbered from `number` on; the index's rows."""
+    rows: list[dict] = []
+    by_split: dict[str, list[Sample]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda s: keyed_order(s.key, seed)):
+        by_split[sample.split].append(sample)
     for split in sorted(by_split):
         for written in _write_tars(folder, split, number, by_split[split], max_mb << 20):
             progress(f"{written[0]['tar']}: {len(written)} samples")
             rows += written
             number += 1
-    rows.sort(key=lambda r: (r["tar"], r["members"][0]["offset"]))
+    return rows
+
+
+def _publish(folder: Store, kept: list[dict], new: list[dict], number: int, expressions: bool) -> pa.Table:
+    """Makes kept and new rows the index, then takes away what it does not name. `number`: of the first of the new rows' tars."""
+    rows = sorted([*kept, *new], key=lambda r: (r["tar"], r["members"][0]["offset"]))
+    number += len({r["tar"] for r in new})
     index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata({_NEXT_NUMBER: str(number)}))
     write_table(folder, INDEX_NAME, index)  # the commit point
     write_changed(folder, "README.md", dataset_card(str(folder).rsplit("/", 1)[-1], rows, expressions=expressions).encode())
@@ -110,7 +205,7 @@ def _tars_still_good(folder: Store, old: Sequence[dict], wanted: Mapping[str, Sa
     return {tar for tar, good in by_tar.items() if good}
 
 
-def _write_tars(folder: Store, split: str, number: int, samples: Sequence[SampleFiles], max_bytes: int) -> Iterator[list[dict]]:
+def _write_tars(folder: Store, split: str, number: int, samples: Sequence[Sample], max_bytes: int) -> Iterator[list[dict]]:
     """Writes samples into tars, each filled up to `max_bytes`; the index's rows of each tar."""
     ahead = _read_ahead(samples)
     waiting = next(ahead, None)
@@ -120,10 +215,10 @@ def _write_tars(folder: Store, split: str, number: int, samples: Sequence[Sample
         with folder.writing(tar) as out:
             while waiting is not None:
                 sample, members = waiting
-                size = sum(len(members[name]) for name in sample.files) + 2048 * len(members)
+                size = sum(len(data) for name, data in members.items() if name != INFO) + 2048 * len(members)
                 if rows and size > room:
                     break
-                rows.append(_index_row(tar, sample, write_tar_sample(out, sample.info.key, members)))
+                rows.append(sample.row(tar, write_tar_sample(out, sample.key, members)))
                 room -= size
                 waiting = next(ahead, None)
             finish_tar(out)
@@ -131,7 +226,7 @@ def _write_tars(folder: Store, split: str, number: int, samples: Sequence[Sample
         number += 1
 
 
-def _read_ahead(samples: Iterable[SampleFiles]) -> Iterator[tuple[SampleFiles, dict[str, bytes]]]:
+def _read_ahead(samples: Iterable[Sample]) -> Iterator[tuple[Sample, dict[str, bytes]]]:
     """Samples with their members, in order."""
     rest = iter(samples)
     with ThreadPoolExecutor(_AHEAD) as pool:
@@ -140,15 +235,6 @@ def _read_ahead(samples: Iterable[SampleFiles]) -> Iterator[tuple[SampleFiles, d
             sample, members = reading.popleft()
             yield sample, members.result()
             reading += [(s, pool.submit(s.read)) for s in itertools.islice(rest, 1)]
-
-
-def _index_row(tar: str, sample: SampleFiles, entries: list[dict]) -> dict:
-    info = sample.info
-    fields = {
-        n: getattr(info, n) for n in ("frames", "fps", "size_px", "has_audio", "clip", "portrait", "performer", "appearance", "split")
-    }
-    digest = sample_digest({e["name"]: e["digest"] for e in entries})
-    return {"sample": info.key, "tar": tar, "digest": digest, "members": entries, **fields, **_scores(sample)}
 
 
 def _scores(sample: SampleFiles) -> dict[str, float | None]:

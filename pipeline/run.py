@@ -17,14 +17,17 @@ from pipeline.config import RunConfig, fingerprints
 from pipeline.engine import on_this_cluster, with_expressions, with_weights
 from pipeline.executor import cluster, run_graph
 from pipeline.face_networks import with_face_networks
+from pipeline.forget import enforce, without_entries
 from pipeline.ledger import Ledger, sweep
 from pipeline.pack import pack
 from pipeline.people import embeddings_of, identity_rows, likenesses
 from pipeline.plan import grow, planned_pairs, with_generation
 from pipeline.redo import foresee, remember
 from pipeline.samples import sample_of
+from pipeline.sources import absolute
 from pipeline.state import Generated, Prepared, read_generated, read_prepared
 from pipeline.storage import exclusive, read_run_file
+from pipeline.tombstones import read_tombstones
 from schemas.ids import digest
 from schemas.outcomes import Outcome
 from schemas.store import DiskStore, Store, open_store
@@ -62,10 +65,11 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
         # Of sessions that were killed; this process alone holds the run now.
         Ledger(root).close_attempts()
         root.clear_unfinished()
-        clips, images = list_run(root, config, base)
+        enforce(root, watcher.say)
+        clips, images = list_run(root, config, base, say=watcher.say)
         for sentence in foresee(root, config, before, lambda: _due(root, config, clips, images)) if before else ():
             watcher.say(sentence)
-        _write_run_file(root, config, before, watcher)
+        _write_run_file(root, config, base, before, watcher)
         with cluster(config.ray) as start:
             prepared = _prepare(root, config, clips, images, watcher, start)
             generated = _plan(root, config, prepared, watcher) if until != "prepare" else None
@@ -100,7 +104,7 @@ def foresee_run(config: RunConfig, *, base: Path, watcher: Watcher) -> None:
     root = open_store(config.run, base)
     before = _run_file(root)
     config = _with_models(config, base, root, before, watcher)
-    clips, images = list_run(root, config, base, save=False)
+    clips, images = list_run(root, config, base, save=False, say=watcher.say)
     for sentence in foresee(root, config, before, lambda: _due(root, config, clips, images)) if before else ():
         watcher.say(sentence)
     prepared = read_prepared(root, config, clips, images)
@@ -122,8 +126,9 @@ def _run_file(root: Store) -> dict[str, Any] | None:
     return read_run_file(root) if root.size("run.yaml") >= 0 else None
 
 
-def _write_run_file(root: Store, config: RunConfig, before: dict[str, Any] | None, watcher: Watcher) -> None:
+def _write_run_file(root: Store, config: RunConfig, base: Path, before: dict[str, Any] | None, watcher: Watcher) -> None:
     """run.yaml; warns where libraries differ from those that the run began with."""
+    tombstones = read_tombstones(root)
     versions: dict[str, str] = {name: importlib.metadata.version(name) for name in _RECORDED}
     versions |= {d.name: d.version for name in ("onnxruntime", "onnxruntime-gpu") for d in importlib.metadata.distributions(name=name)}
     if before:
@@ -135,7 +140,7 @@ def _write_run_file(root: Store, config: RunConfig, before: dict[str, Any] | Non
     prints = fingerprints(config)
     content = {
         "crosspair": importlib.metadata.version("crosspair"),
-        "config": asdict(config),
+        "config": without_entries(asdict(config), lambda entry: absolute(entry, base) in tombstones),
         "fingerprint": digest(*(f"{k}={v}" for k, v in sorted(prints.items()))),
         "fingerprints": prints,
         "versions": versions,
@@ -166,6 +171,8 @@ def _prepare(
         if due:
             start()
             run_graph(due, chain, root, config, watcher.unit)
+            enforce(root, watcher.say)  # what was forgotten may be back under another name, or cut by other settings
+            clips, images = (read_tombstones(root).let_in(sources) for sources in (clips, images))
             state = read_prepared(root, config, clips, images)
     # Also when nothing was due: the session that did the last unit may have been killed before it came to this.
     sweep(root, {"ingest": state.ingest, "faces": state.faces, "portraits": state.portraits, "identity": state.identity})

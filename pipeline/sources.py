@@ -79,9 +79,19 @@ def _expand_object(entry: str, suffixes: frozenset[str], must_match: bool) -> li
     return _manifest(entry) if uris == [entry] and suffix_of(entry) in _MANIFESTS else [_source(u) for u in uris]
 
 
+def absolute(entry: str, base: Path) -> str:
+    """The URI of an entry of the config that is a single file."""
+    return entry if is_object(entry) else _uri(base / Path(entry).expanduser())
+
+
+def file_identity(uri: str) -> str:
+    """What somebody unknown is called, whom only a file shows."""
+    return f"{Path(uri).stem}-{source_id(uri)[:6]}"
+
+
 def is_named(source: SourceFile) -> bool:
     """Whether a manifest says who it is; else its file's name stands for somebody unknown."""
-    return source.identity != _source(source.uri).identity
+    return source.identity != file_identity(source.uri)
 
 
 def says_nothing(source: SourceFile) -> bool:
@@ -128,7 +138,7 @@ def _source(uri: str, about: dict[str, Any] | None = None) -> SourceFile:
     return SourceFile(
         id=name,
         uri=uri,
-        identity=about.get("identity") or f"{Path(uri).stem}-{name[:6]}",
+        identity=about.get("identity") or file_identity(uri),
         licence=about.get("licence", ""),
         consent=about.get("consent", ""),
     )

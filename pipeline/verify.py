@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import tables
+from pipeline.forget import unfinished
 from pipeline.ledger import STAGES, Ledger, damaged_units
 from pipeline.storage import parquet_bytes, read_run_file
 from schemas.files import StorageError
@@ -41,7 +42,12 @@ def verify(place: Place) -> list[str]:
     folders = root.folders("shards", depth=1)
     files = [*(f"tables/{name}.parquet" for name in tables.SCHEMAS), *(f"{folder}/{INDEX_NAME}" for folder in folders)]
     checks = [_check_parquet(root, file) for file in files if root.size(file) >= 0]
-    checks += [_check_ledger(root, prints), _check_tables(root, prints), *(_check_set(root, folder) for folder in folders)]
+    checks += [
+        _check_forgotten(root),
+        _check_ledger(root, prints),
+        _check_tables(root, prints),
+        *(_check_set(root, folder) for folder in folders),
+    ]
     problems = [problem for check in checks for problem in _until_damage(check)]
     return list(dict.fromkeys(problems))  # several checks end at one damaged file
 
@@ -67,6 +73,12 @@ def _check_parquet(root: Store, file: str) -> Iterator[str]:
     by_us = writer == f"parquet-cpp-arrow version {pa.__version__}"  # another version may put it in other bytes
     if not re.fullmatch(r"parquet-cpp-arrow version [0-9.]+", writer) or (by_us and parquet_bytes(table) != data):
         yield f"{root.at(file)}: changed since it was written; `crosspair run` writes it anew"
+
+
+def _check_forgotten(root: Store) -> Iterator[str]:
+    """Nothing is there that was forgotten."""
+    if unfinished(root):
+        yield f"{root}: holds something that was forgotten; `crosspair forget` or `crosspair run` again takes it out"
 
 
 def _check_ledger(root: Store, prints: dict[str, str]) -> Iterator[str]:

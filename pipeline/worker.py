@@ -30,6 +30,7 @@ from pydantic import TypeAdapter
 from pipeline.config import RunConfig, fingerprints
 from pipeline.engine import build_engine, frame_seconds
 from pipeline.ledger import LedgerWriter, Record
+from pipeline.tombstones import Tombstones, read_tombstones
 from schemas.files import StorageError, own_storage
 from schemas.objects import is_object, object_state, object_states
 from schemas.outcomes import Outcome, Rejection
@@ -151,10 +152,13 @@ class StageWorker:
         self._fingerprints = fingerprints(config)
         self._stages: dict[str, Callable[..., tuple[dict[str, Any], list[Any]]]] = {}
         self._writers = {name: LedgerWriter(self._root, name) for name in names}
+        self._tombstones: Tombstones | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows: list[dict[str, str]] = []
         with own_storage(self._root.here):
+            if self._tombstones is None:
+                self._tombstones = read_tombstones(self._root)
             for item in batch.to_pylist():
                 if item["stage"] in self._names:
                     rows += self._run(item["stage"], read_spec(STAGES[item["stage"]].spec, item["spec"]))
@@ -195,6 +199,8 @@ class StageWorker:
             try:
                 with own_storage(self._root.here), bounded_memory(limits.memory_gb):
                     data, children = self._stage(stage)(spec, out)
+                    if self._tombstones and data.get("content", "") in self._tombstones:
+                        raise Rejection("forgotten", "its content was forgotten; the run takes out what there is of it")
                     # How fast its files are taken in is not the unit's doing: that has a time of its own.
                     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
                     out.flush()

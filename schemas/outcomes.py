@@ -29,6 +29,7 @@ REASONS: dict[str, str] = {
     "duplicate": "another source file has the same content",
     "near_duplicate": "another clip or portrait shows almost the same pictures (`identity.max_hash_distance`)",
     "unknown_person": "it may show any of several people of its file, and its embedding does not tell whom (`identity.min_agreement`)",
+    "forgotten": "it shows somebody whom this run was told to forget (`crosspair forget`), or may show him",
     "too_short": "shorter than `faces.min_clip_s`",
     "no_face": "no face was found",
     "lost_face": "the face was lost too often for one clip of at least `faces.min_clip_s`",

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from schemas.arrays import decode_arrays, encode_arrays
 from schemas.files import StorageError
 from schemas.ids import content_digest
-from schemas.store import Place, open_store
+from schemas.store import Place, Store, open_store
 
 FORMAT = "crosspair/1"
 
@@ -202,7 +202,8 @@ def read_members(folder: Place, row: Mapping, names: tuple[str, ...]) -> dict[st
     """Bytes of the named members of one index row, by ranged reads. Members that the sample does not have are left out.
 
     Raises:
-        ValueError: the tar is gone or ends early, or a member does not have its digest; names tar and member.
+        ValueError: the tar is gone or ends early, or a member does not have its digest; names tar and member. One that was replaced since
+            the index was read, as a sample of it was withdrawn, is told from one that was lost.
     """
     store = open_store(folder)
     path, wanted = store.at(row["tar"]), [m for m in row["members"] if m["name"] in names]
@@ -211,12 +212,25 @@ def read_members(folder: Place, row: Mapping, names: tuple[str, ...]) -> dict[st
     except StorageError:
         raise
     except OSError as e:
+        if isinstance(e, FileNotFoundError) and _was_replaced(store, row["tar"]):
+            raise ValueError(
+                f"{path}: taken away since its index was read: a sample of it was withdrawn (`crosspair forget`) or replaced; "
+                f"read {INDEX_NAME} again, it names the tars that are there now"
+            ) from e
         raise ValueError(f"{path}: cannot be read: {e.strerror or e}; `crosspair verify` says what is damaged") from e
     found = {m["name"]: data for m, data in zip(wanted, parts, strict=True)}
     for member in wanted:
         if content_digest(found[member["name"]]) != member["digest"]:
             raise ValueError(f"{path}: {row['sample']}.{member['name']} does not have its digest; `crosspair verify` says what is damaged")
     return found
+
+
+def _was_replaced(folder: Store, tar: str) -> bool:
+    """Whether the index by now names no such tar."""
+    try:
+        return tar not in read_index(folder)["tar"].to_pylist()
+    except ValueError:
+        return False
 
 
 def write_tar_sample(out: BinaryIO, key: str, members: Mapping[str, bytes]) -> list[dict]:
