@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import tables
+from pipeline.added import sources_of
 from pipeline.config import RunConfig
 from pipeline.linked import write_linked
 from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources, says_nothing
@@ -33,21 +34,43 @@ class Summary:
 
 def list_run(root: Store, config: RunConfig, base: Path, *, save: bool = True) -> tuple[list[SourceFile], list[SourceFile]]:
     """All clip and portrait files ever listed for this run: a file that has gone since is still a unit with an outcome."""
-    known = {(r["kind"], r["source"]): r for r in tables.load(root, "sources")}
+    known = _known_sources(root)
+    listed = {
+        kind: list_sources(entries, suffixes, base, must_match=not known[kind])
+        for kind, entries, suffixes in (("clip", config.clips, CLIP_SUFFIXES), ("portrait", config.portraits, IMAGE_SUFFIXES))
+    }
+    return _with_listed(root, known, listed, save=save)
+
+
+def list_known(root: Store, portraits: Sequence[SourceFile]) -> tuple[list[SourceFile], list[SourceFile]]:
+    """All clip and portrait files ever listed for this run, and `portraits`; the config's entries are not looked at."""
+    return _with_listed(root, _known_sources(root), {"portrait": list(portraits)}, save=True)
+
+
+def _known_sources(root: Store) -> dict[str, dict[str, SourceFile]]:
+    """Kind -> id -> what was listed for the run so far, and what was added to it beside its config."""
+    known: dict[str, dict[str, SourceFile]] = {"clip": {}, "portrait": {s.id: s for s in sources_of(tables.load(root, "added"))}}
+    for r in tables.load(root, "sources"):
+        known[r["kind"]][r["source"]] = _source_of(r)
+    return known
+
+
+def _with_listed(
+    root: Store, known: dict[str, dict[str, SourceFile]], listed: Mapping[str, list[SourceFile]], *, save: bool
+) -> tuple[list[SourceFile], list[SourceFile]]:
     both: dict[str, list[SourceFile]] = {}
-    for kind, entries, suffixes in (("clip", config.clips, CLIP_SUFFIXES), ("portrait", config.portraits, IMAGE_SUFFIXES)):
-        before = {i: _source_of(r) for (k, i), r in known.items() if k == kind}
-        listed = [s for s in list_sources(entries, suffixes, base, must_match=not before) if not _within(s, root)]
+    for kind, before in known.items():
         # A bare file name takes nothing back of what a manifest once said.
-        now = {s.id: s for s in listed if not (s.id in before and says_nothing(s))}
+        now = {s.id: s for s in listed.get(kind, ()) if not is_within(s, root) and not (s.id in before and says_nothing(s))}
         both[kind] = sorted({**before, **now}.values(), key=lambda s: s.uri)
-    if save and any((k, s.id) not in known for k, sources in both.items() for s in sources):
-        rows = [known.get((k, s.id)) or _source_row(s, k) for k, sources in both.items() for s in sources]
+    on_file = {(r["kind"], r["source"]): r for r in tables.load(root, "sources")}
+    if save and any((k, s.id) not in on_file for k, sources in both.items() for s in sources):
+        rows = [on_file.get((k, s.id)) or _source_row(s, k) for k, sources in both.items() for s in sources]
         tables.save(root, "sources", rows)
     return both["clip"], both["portrait"]
 
 
-def _within(source: SourceFile, root: Store) -> bool:
+def is_within(source: SourceFile, root: Store) -> bool:
     """Whether a file is the run's own: a run inside its clips' folder must not feed on what it makes."""
     if isinstance(root, DiskStore):
         return Path(source.uri).is_relative_to(root.root)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,10 +21,15 @@ from pipeline.watch import ConsoleWatcher
 from schemas.files import StorageError, own_storage
 from schemas.outcomes import Outcome
 
+if TYPE_CHECKING:
+    from pipeline.books import Summary
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split(":")[0] if __doc__ else None
 )
 app.add_typer(models_app, name="models", help="Weights: what is expected where, digests, licences, and export to ONNX.")
+pairs_app = typer.Typer(no_args_is_help=True)
+app.add_typer(pairs_app, name="pairs", help="The pairs of a run: more people who appear.")
 console = Console(highlight=False, soft_wrap=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="a config file (YAML)")]
@@ -63,17 +68,34 @@ def run(
                 foresee_run(settings, base=config.parent, watcher=watcher)
                 return
             summary = run_pipeline(settings, base=config.parent, watcher=watcher, until=until)
+    _show(summary, settings.run)
+
+
+def _show(summary: Summary, run_: str) -> None:
     for name in ("sources", "clips", "pairs"):
         counts = getattr(summary, name)
         console.print(f"{name}: " + (", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "none"))
     if summary.reasons:
         console.print("reasons: " + ", ".join(f"{n} {reason}" for reason, n in summary.reasons.items()))
     if summary.unidentified:
-        console.print(
-            f"{summary.unidentified} could not be looked at by the identity network; `crosspair retry {settings.run}` takes them up"
-        )
+        console.print(f"{summary.unidentified} could not be looked at by the identity network; `crosspair retry {run_}` takes them up")
     if summary.shards:
         console.print(f"{summary.samples} samples in {summary.shards}")
+
+
+@pairs_app.command("add")
+def pairs_add(
+    run_: RunPath,
+    portraits: Annotated[list[str], typer.Argument(help="images, globs, folders or manifests")],
+    per_clip: Annotated[int, typer.Option(help="how many of them appear for a clip, beside those who do already")] = 1,
+) -> None:
+    """New people who appear: one more generation, which renders only what is missing."""
+    with _resumable():
+        from pipeline.run import add_portraits
+
+        with ConsoleWatcher(console) as watcher:
+            summary = add_portraits(run_, portraits, base=Path.cwd(), per_clip=per_clip, watcher=watcher)
+    _show(summary, run_)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -78,13 +78,17 @@ class Prepared:
     def accepted_portraits(self) -> list[PortraitUnit]:
         return [p for p in (*self.stills, *self.clip_stills) if self.still_verdicts[p.id].accepted]
 
-    def changed(self) -> dict[str, set[str]]:
-        """Stage -> sources whose file is there and is not the one in the record any more: replaced, mended, or back again."""
-        both = (("ingest", self.clip_sources, self.ingest), ("portraits", self.image_sources, self.portraits))
-        now = file_states(s.uri for _, sources, records in both for s in sources if s.id in records)
-        return {
-            stage: {s.id for s in sources if s.id in records and _differs(now[s.uri], records[s.id])} for stage, sources, records in both
-        }
+    def changed(self, among: Set[str] | None = None) -> dict[str, set[str]]:
+        """Stage -> sources whose file is there and is not the one in the record any more: replaced, mended, or back again.
+
+        `among`: only these sources are looked at.
+        """
+        both = [
+            (stage, [s for s in sources if s.id in records and (among is None or s.id in among)], records)
+            for stage, sources, records in (("ingest", self.clip_sources, self.ingest), ("portraits", self.image_sources, self.portraits))
+        ]
+        now = file_states(s.uri for _, sources, _ in both for s in sources)
+        return {stage: {s.id for s in sources if _differs(now[s.uri], records[s.id])} for stage, sources, records in both}
 
     def due(self) -> list[dict[str, str]]:
         """Rows that the prepare graph has yet to work on, as far as is known: who is in a clip is due when the clip is there."""

@@ -49,6 +49,15 @@ IDENTITIES = pa.schema(
 )
 # clips and image portraits that were ever accepted, sources whose content was ever taken: of copies, the one that was first stays
 KNOWN = pa.schema([("unit", pa.string()), ("since", pa.int32())])
+# portraits that were added to a run beside its config (pipeline.added)
+ADDED = pa.schema(
+    [
+        *((n, pa.string()) for n in ("source", "uri", "identity", "licence", "consent")),
+        ("per_clip", pa.int32()),
+        ("addition", pa.int32()),  # files that were added together have one number
+        ("generation", pa.int32()),  # of the plan, in which they were dealt; -1 before
+    ]
+)
 SAMPLES = pa.schema(
     [
         *((n, pa.string()) for n in ("pair", "set", "clip", "portrait", "performer", "appearance", "split", "outcome", "reason", "tar")),
@@ -83,6 +92,7 @@ SCHEMAS = {
     "sources": SOURCES,
     "identities": IDENTITIES,
     "known": KNOWN,
+    "added": ADDED,
     "pairs": PAIRS,
     "samples": SAMPLES,
     "clips": CLIPS,
