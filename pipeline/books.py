@@ -119,7 +119,8 @@ def _save_units(root: Store, name: str, units: Sequence[Clip | PortraitUnit], ve
         verdict = verdicts[unit.id]
         looks = state.identity[unit.id].data if unit.id in state.identity else {}
         scores = {**unit.scores, **{f"identity_{k}": looks[k] for k in ("agreement", "agreement_min") if k in looks}}
-        origin = {"source": unit.source.id, "identity": unit.source.identity, "uri": unit.source.uri}
+        of_file = {"source": unit.source.id, "uri": unit.source.uri, "licence": unit.source.licence, "consent": unit.source.consent}
+        origin = {**of_file, "identity": unit.source.identity}
         ending = {"outcome": Outcome.DONE if verdict.accepted else Outcome.REJECTED, "reason": verdict.reason}
         copy = {"near_duplicate_of": state.near_duplicates.get(unit.id, "")}
         rows.append({**asdict(unit), **origin, **ending, **copy, "scores": scores, name[:-1]: unit.id})
@@ -127,12 +128,15 @@ def _save_units(root: Store, name: str, units: Sequence[Clip | PortraitUnit], ve
 
 
 def save_outcomes(root: Store, prepared: Prepared, generated: Generated | None) -> None:
-    rows = []
+    barred = _barred(prepared)
+    rows = list(barred.values())
     stages = [prepared.ingest, prepared.faces, prepared.portraits, prepared.identity]
     stages += [generated.motion, generated.reenact, generated.regions] if generated else []
     for records in stages:
         for r in records.values():
             fields: dict[str, Any] = {n: getattr(r, n) for n in tables.OUTCOMES.names}
+            if (r.stage, r.unit) in barred:
+                continue  # whatever was made of it while it was allowed
             if r.unit in prepared.duplicates and r.outcome == Outcome.DONE:
                 fields |= {"outcome": Outcome.REJECTED, "reason": "duplicate", "message": f"same content as {prepared.duplicates[r.unit]}"}
             rows.append(fields)
@@ -155,6 +159,16 @@ def save_outcomes(root: Store, prepared: Prepared, generated: Generated | None) 
         message = f"almost the same pictures as {of}" if of else ""
         rows.append(_verdict_row(unit, kind, parent, source_uri, stage, outcome, verdict.reason) | {"message": message})
     tables.save(root, "outcomes", rows)
+
+
+def _barred(state: Prepared) -> dict[tuple[str, str], dict[str, Any]]:
+    """Stage and source -> the outcome of a file that may not be used."""
+    rows = {}
+    for stage, kind, sources in (("ingest", "source", state.clip_sources), ("portraits", "portrait", state.image_sources)):
+        for s in sources:
+            if not (allowed := state.may_use(s)).accepted:
+                rows[stage, s.id] = _verdict_row(s.id, kind, "", s.uri, stage, Outcome.REJECTED, allowed.reason)
+    return rows
 
 
 def _verdict_row(unit: str, kind: str, parent: str, uri: str, stage: str, outcome: str, reason: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import yaml
 from pipeline import tables
 from pipeline.added import deal_added, note
 from pipeline.books import Summary, is_within, list_known, list_run, save_outcomes, save_prepared, summarise
-from pipeline.config import RunConfig, fingerprints
+from pipeline.config import RunConfig, fingerprints, weights_digest
 from pipeline.engine import on_this_cluster, with_expressions, with_weights
 from pipeline.executor import cluster, run_graph
 from pipeline.face_networks import with_face_networks
@@ -24,7 +24,7 @@ from pipeline.pack import pack
 from pipeline.people import embeddings_of, identity_rows, likenesses
 from pipeline.plan import grow, planned_pairs, with_generation
 from pipeline.redo import foresee, remember
-from pipeline.samples import sample_of
+from pipeline.samples import lineage_of, sample_of
 from pipeline.sources import IMAGE_SUFFIXES, list_sources
 from pipeline.state import Generated, Prepared, read_generated, read_prepared, source_verdict
 from pipeline.storage import exclusive, read_run_file
@@ -287,7 +287,8 @@ def _generate(root: Store, config: RunConfig, prepared: Prepared, watcher: Watch
 
 
 def _pack(root: Store, config: RunConfig, state: Generated, watcher: Watcher) -> None:
-    samples = [sample_of(root, state, p) for p in state.live() if state.verdict(p)[0] == Outcome.DONE]
+    weights = weights_digest(config)
+    samples = [sample_of(root, state, p, weights) for p in state.live() if state.verdict(p)[0] == Outcome.DONE]
     watcher.step("pack", len(samples))
     folder = root.sub(f"shards/{config.set_name}")
     with_scores = bool(config.controls.expressions)
@@ -296,7 +297,7 @@ def _pack(root: Store, config: RunConfig, state: Generated, watcher: Watcher) ->
     rows = []
     for p in state.planned:
         outcome, reason = state.verdict(p)
-        fields = {k: v for k, v in asdict(p).items() if k != "generation"} | state.people(p)
+        fields = {k: v for k, v in asdict(p).items() if k != "generation"} | state.people(p) | lineage_of(state, p, weights)
         scores = state.regions[p.pair].data if p.pair in state.regions else {}
         rows.append(
             {**fields, "set": config.set_name, "outcome": outcome, "reason": reason, "tar": tar_of.get(p.pair, ""), "scores": scores}

@@ -61,10 +61,16 @@ ADDED = pa.schema(
 SAMPLES = pa.schema(
     [
         *((n, pa.string()) for n in ("pair", "set", "clip", "portrait", "performer", "appearance", "split", "outcome", "reason", "tar")),
+        # as KEY.json says it; "" and -1 where the pair is not made
+        *((n, pa.string()) for n in ("source_digest", "licence", "consent")),
+        *((n, pa.string()) for n in ("appearance_digest", "appearance_licence", "appearance_consent", "generator")),
+        ("generator_version", pa.int32()),
+        *((n, pa.string()) for n in ("weights_digest", "config_fingerprint", "crosspair_version")),
+        ("synthetic", pa.bool_()),
         ("scores", pa.map_(pa.string(), pa.float64())),
     ]
 )
-_UNIT = [*((n, pa.string()) for n in ("source", "identity", "uri", "content", "folder", "outcome", "reason"))]
+_UNIT = [*((n, pa.string()) for n in ("source", "identity", "uri", "licence", "consent", "content", "folder", "outcome", "reason"))]
 CLIPS = pa.schema(
     [
         ("clip", pa.string()),
@@ -102,8 +108,14 @@ SCHEMAS = {
 # columns that older runs' tables do not have, and what stands for them
 _LATER: dict[str, dict[str, Any]] = {
     "identities": {"name": "", "linked": "", "agreement": -1.0, "doubts": "", "seen": 0, "same_as": "", "members": []},
-    "clips": {"near_duplicate_of": ""},
-    "portraits": {"near_duplicate_of": ""},
+    "clips": {"near_duplicate_of": "", "licence": "", "consent": ""},
+    "portraits": {"near_duplicate_of": "", "licence": "", "consent": ""},
+    "samples": {
+        **dict.fromkeys(("source_digest", "licence", "consent", "appearance_digest", "appearance_licence", "appearance_consent"), ""),
+        **dict.fromkeys(("generator", "weights_digest", "config_fingerprint", "crosspair_version"), ""),
+        "generator_version": -1,
+        "synthetic": True,
+    },
 }
 
 

@@ -135,7 +135,10 @@ def test_the_users_config_goes_on_with_them(grown: Finished, world: World, tmp_p
     assert world.run(str(root)).samples == 12  # the table of what was added tells of them too
 
 
-@pytest.mark.parametrize("where", ["prepare", "portraits", "plan", "generate", "pack"])
+MOMENTS = ["plan", *(pytest.param(where, marks=pytest.mark.slow) for where in ("prepare", "portraits", "generate", "pack"))]
+
+
+@pytest.mark.parametrize("where", MOMENTS)
 def test_a_kill_in_the_middle_is_finished_in_the_same_generation(
     where: str, finished: Finished, grown: Finished, base: Path, world: World, tmp_path: Path
 ) -> None:
@@ -154,6 +157,7 @@ def test_a_kill_in_the_middle_is_finished_in_the_same_generation(
     assert verify(root) == [] and diff(root, grown.root) == []
 
 
+@pytest.mark.slow
 def test_more_for_each_clip_is_one_generation_more(grown: Finished, base: Path, tmp_path: Path) -> None:
     root = copy_of(grown, tmp_path)
     assert add(root, base, None, "people", per_clip=2).samples == 16
@@ -164,6 +168,7 @@ def test_more_for_each_clip_is_one_generation_more(grown: Finished, base: Path, 
     assert files(root) == before
 
 
+@pytest.mark.slow
 def test_what_is_mended_is_dealt_then(grown: Finished, base: Path, tmp_path: Path) -> None:
     root, mine = copy_of(grown, tmp_path), tmp_path / "mine"
     save(next(noise(1, seed=4)), mine / "c.png")
