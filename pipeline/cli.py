@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.cli_models import models_app
 from pipeline.interrupts import Terminated, interruptible
@@ -129,8 +129,17 @@ def verify(run_: RunPath) -> None:
 
 
 @app.command()
-def diff(run_a: RunPath, run_b: RunPath) -> None:
-    """Exit 0 only if two runs hold the same samples, byte for byte."""
+def diff(
+    run_a: RunPath,
+    run_b: Annotated[str, typer.Argument(help="another run", show_default=False)] = "",
+    sets: Annotated[tuple[str, str] | None, typer.Option(metavar="A B", help="instead of another run: two pair sets of this one")] = None,
+) -> None:
+    """Exit 0 only if two runs hold the same samples, byte for byte; or how two pair sets of one run compare."""
+    if bool(run_b) == bool(sets):
+        raise ValueError("crosspair diff RUN_A RUN_B, or crosspair diff RUN --sets A B")
+    if sets:
+        _compare(run_a, *sets)
+        return
     from pipeline.verify import diff as find_differences
 
     differences = find_differences(run_a, run_b)
@@ -138,6 +147,21 @@ def diff(run_a: RunPath, run_b: RunPath) -> None:
         console.print(difference)
     console.print("the same samples, byte for byte" if not differences else f"{len(differences)} differences")
     raise typer.Exit(bool(differences))
+
+
+def _compare(run_: str, a: str, b: str) -> None:
+    from pipeline.compare import compare_sets
+
+    found = compare_sets(run_, a, b)
+    console.print(f"samples: {found.both} in both, {len(found.only_a)} only in {a}, {len(found.only_b)} only in {b}")
+    for name, keys in ((a, found.only_a), (b, found.only_b)):
+        for key in keys:
+            console.print(f"only in {name}: {key}")
+    table = Table(Column("score", no_wrap=True), "pairs", a, b, f"{b} - {a}", "better", "worse", title="medians over the pairs of both")
+    for s in found.scores:
+        counts = (str(n) if n >= 0 else "" for n in (s.better, s.worse))
+        table.add_row(s.score, str(s.pairs), f"{s.median_a:.4g}", f"{s.median_b:.4g}", f"{s.difference:+.3g}", *counts)
+    console.print(table)
 
 
 @app.command()

@@ -15,6 +15,7 @@ import yaml
 from pipeline import tables
 from pipeline.added import deal_added, note
 from pipeline.books import Summary, is_within, list_known, list_run, save_outcomes, save_prepared, summarise
+from pipeline.compare import sets_of
 from pipeline.config import RunConfig, fingerprints, weights_digest
 from pipeline.engine import on_this_cluster, with_expressions, with_weights
 from pipeline.executor import cluster, run_graph
@@ -294,7 +295,7 @@ def _pack(root: Store, config: RunConfig, state: Generated, watcher: Watcher) ->
     with_scores = bool(config.controls.expressions)
     index = pack(folder, samples, max_mb=config.shards.max_mb, seed=config.pairs.seed, progress=watcher.say, expressions=with_scores)
     tar_of = dict(zip(index["sample"].to_pylist(), index["tar"].to_pylist(), strict=True))
-    rows = []
+    rows = _of_other_sets(root, config, state, watcher)
     for p in state.planned:
         outcome, reason = state.verdict(p)
         fields = {k: v for k, v in asdict(p).items() if k != "generation"} | state.people(p) | lineage_of(state, p, weights)
@@ -303,3 +304,13 @@ def _pack(root: Store, config: RunConfig, state: Generated, watcher: Watcher) ->
             {**fields, "set": config.set_name, "outcome": outcome, "reason": reason, "tar": tar_of.get(p.pair, ""), "scores": scores}
         )
     tables.save(root, "samples", rows)
+
+
+def _of_other_sets(root: Store, config: RunConfig, state: Generated, watcher: Watcher) -> list[dict[str, Any]]:
+    """Rows of the samples of the pair sets that were made with other settings: they stand as they are."""
+    others = [name for name in sets_of(root) if name != config.set_name]
+    rows = [r for r in tables.load(root, "samples") if r["set"] in others] if others else []
+    live = {p.pair for p in state.live()}
+    for name, n in Counter(r["set"] for r in rows if r["tar"] and r["pair"] not in live).items():
+        watcher.say(f"warning: pair set {name} still holds {n} samples of pairs that rest now; they go when its own config is run")
+    return rows

@@ -123,7 +123,7 @@ def save(root: Place, name: str, rows: Sequence[dict]) -> None:
     """Writes RUN/tables/NAME.parquet, rows sorted by their first column; unchanged rows leave the file alone."""
     schema = SCHEMAS[name]
     key = schema.names[0]
-    ordered = sorted(rows, key=lambda r: (r[key], r.get("stage", ""), r.get("uri", "")))
+    ordered = sorted(rows, key=lambda r: (r[key], r.get("stage", ""), r.get("uri", ""), r.get("set", "")))
     write_table(open_store(root), f"tables/{name}.parquet", pa.Table.from_pylist(ordered, schema=schema))
 
 
