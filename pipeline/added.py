@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.plan import with_generation
-from pipeline.sources import says_nothing
+from pipeline.sources import Listing, says_nothing
 from schemas.store import Store
 from schemas.units import PortraitUnit, SourceFile
 
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 _UNDEALT = -1
 
 
-def note(root: Store, named: Sequence[SourceFile], per_clip: int) -> list[Row]:
+def note(root: Store, named: Listing, per_clip: int) -> list[Row]:
     """Writes down that `named` are to appear `per_clip` times for each clip, in all; returns the table.
 
     Left as they are: those that were added before for as many pairs, and those that the config lists and that appear already.
@@ -32,13 +32,13 @@ def note(root: Store, named: Sequence[SourceFile], per_clip: int) -> list[Row]:
     rows = {r["source"]: r for r in tables.load(root, "added")}
     number = 1 + max((r["addition"] for r in rows.values()), default=-1)
     appearing = _appearing(root)
-    for source in named:
+    for source in named.sources:
         about = {"source" if k == "id" else k: v for k, v in asdict(source).items()}
         row = rows.get(source.id)
         wanted = row["per_clip"] < per_clip if row else source.id not in appearing
         if wanted:
             about |= {"per_clip": per_clip, "addition": number, "generation": _UNDEALT}
-        elif row is None or says_nothing(source):
+        elif row is None or (says_nothing(source) and source.id not in named.told):
             continue
         rows[source.id] = {**(row or {}), **about}
     if rows:

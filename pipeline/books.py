@@ -11,7 +11,7 @@ from pipeline import tables
 from pipeline.added import sources_of
 from pipeline.config import RunConfig
 from pipeline.linked import write_linked
-from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources, says_nothing
+from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, Listing, listing, says_nothing
 from pipeline.state import Generated, Prepared, source_verdict
 from schemas.outcomes import Outcome, Verdict
 from schemas.sample import INDEX_NAME, read_index
@@ -36,15 +36,15 @@ def list_run(root: Store, config: RunConfig, base: Path, *, save: bool = True) -
     """All clip and portrait files ever listed for this run: a file that has gone since is still a unit with an outcome."""
     known = _known_sources(root)
     listed = {
-        kind: list_sources(entries, suffixes, base, must_match=not known[kind])
+        kind: listing(entries, suffixes, base, must_match=not known[kind])
         for kind, entries, suffixes in (("clip", config.clips, CLIP_SUFFIXES), ("portrait", config.portraits, IMAGE_SUFFIXES))
     }
     return _with_listed(root, known, listed, save=save)
 
 
-def list_known(root: Store, portraits: Sequence[SourceFile]) -> tuple[list[SourceFile], list[SourceFile]]:
+def list_known(root: Store, portraits: Listing | None = None) -> tuple[list[SourceFile], list[SourceFile]]:
     """All clip and portrait files ever listed for this run, and `portraits`; the config's entries are not looked at."""
-    return _with_listed(root, _known_sources(root), {"portrait": list(portraits)}, save=True)
+    return _with_listed(root, _known_sources(root), {"portrait": portraits} if portraits else {}, save=True)
 
 
 def _known_sources(root: Store) -> dict[str, dict[str, SourceFile]]:
@@ -56,12 +56,13 @@ def _known_sources(root: Store) -> dict[str, dict[str, SourceFile]]:
 
 
 def _with_listed(
-    root: Store, known: dict[str, dict[str, SourceFile]], listed: Mapping[str, list[SourceFile]], *, save: bool
+    root: Store, known: dict[str, dict[str, SourceFile]], listed: Mapping[str, Listing], *, save: bool
 ) -> tuple[list[SourceFile], list[SourceFile]]:
     both: dict[str, list[SourceFile]] = {}
     for kind, before in known.items():
-        # A bare file name takes nothing back of what a manifest once said.
-        now = {s.id: s for s in listed.get(kind, ()) if not is_within(s, root) and not (s.id in before and says_nothing(s))}
+        sources, told = listed.get(kind, Listing([], set()))
+        # A bare file name takes nothing back of what a manifest once said; an emptied cell does.
+        now = {s.id: s for s in sources if not is_within(s, root) and (s.id in told or s.id not in before or not says_nothing(s))}
         both[kind] = sorted({**before, **now}.values(), key=lambda s: s.uri)
     on_file = {(r["kind"], r["source"]): r for r in tables.load(root, "sources")}
     if save and any((k, s.id) not in on_file for k, sources in both.items() for s in sources):

@@ -26,7 +26,7 @@ from pipeline.people import embeddings_of, identity_rows, likenesses
 from pipeline.plan import grow, planned_pairs, with_generation
 from pipeline.redo import foresee, remember
 from pipeline.samples import lineage_of, sample_of
-from pipeline.sources import IMAGE_SUFFIXES, list_sources
+from pipeline.sources import IMAGE_SUFFIXES, Listing, listing
 from pipeline.state import Generated, Prepared, read_generated, read_prepared, source_verdict
 from pipeline.storage import exclusive, read_run_file
 from schemas.config import parse_config
@@ -104,9 +104,10 @@ def add_portraits(place: Place, portraits: Sequence[str], *, base: Path, per_cli
         _ready_for_more(root, config, before)
         Ledger(root).close_attempts()
         root.clear_unfinished()
-        named = [s for s in list_sources(portraits, IMAGE_SUFFIXES, base) if not is_within(s, root)]
-        rows = {r["source"] for r in note(root, named, per_clip)}
-        clips, images = list_known(root, [s for s in named if s.id in rows])
+        found = listing(portraits, IMAGE_SUFFIXES, base)
+        named = [s for s in found.sources if not is_within(s, root)]
+        rows = {r["source"] for r in note(root, Listing(named, found.told), per_clip)}
+        clips, images = list_known(root, Listing([s for s in named if s.id in rows], found.told))
         _write_run_file(root, config, before, watcher)
         with cluster(config.ray) as start:
             prepared = _prepare(root, config, clips, images, watcher, start, look_again=rows)
@@ -123,7 +124,7 @@ def _ready_for_more(root: Store, config: RunConfig, before: dict[str, Any]) -> N
     prints = fingerprints(config)
     if changed := [stage for stage, p in prints.items() if before["fingerprints"].get(stage) != p]:
         raise ValueError(f"{root}: this version makes {', '.join(changed)} otherwise; `crosspair run` with its config first")
-    clips, images = list_known(root, ())
+    clips, images = list_known(root)
     added = {r["source"] for r in tables.load(root, "added")}
     state = read_prepared(root, config, clips, [s for s in images if s.id not in added])
     if state.due() or not len(tables.pairs(root)):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from smallworld import EXPECTED, PEOPLE, Finished, Silent, World
 
 from pipeline import tables
+from pipeline.books import list_run
 from pipeline.config import fingerprints, weights_digest
 from pipeline.ledger import Ledger
 from pipeline.pack import SampleFiles, pack
@@ -87,6 +88,19 @@ def test_a_copy_with_consent_takes_the_place_of_a_file_without(world: World, cop
     assert outcomes(copied)["a_astronaut.mp4"] == ("rejected", "no_consent")
     world.run(str(copied), until="prepare", **given)
     assert outcomes(copied)["a_astronaut.mp4"] == ("done", "") and outcomes(copied)["d copy of 'a'.mp4"] == ("rejected", "duplicate")
+
+
+def test_an_emptied_cell_takes_a_consent_back_and_a_bare_name_does_not(copied: Path, world: World) -> None:
+    empty, bare, name = copied.parent / "empty.csv", copied.parent / "bare.csv", f"{world.base}/clips/b_hopper.mp4"
+    empty.write_text(f"uri,consent\n{name},\n")
+    bare.write_text(f"uri\n{name}\n")
+
+    def consents(*entries: str) -> set[str]:
+        clips, _ = list_run(DiskStore(copied), replace(world.config, clips=list(entries), portraits=[]), world.base, save=False)
+        return {s.consent for s in clips if s.uri == name}
+
+    assert consents("clips") == consents(str(bare)) == {"not needed"}
+    assert consents(str(empty)) == consents("clips", str(empty)) == {""}
 
 
 def test_every_sample_and_row_says_where_it_comes_from(finished: Finished, world: World) -> None:

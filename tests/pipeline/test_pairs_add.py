@@ -19,7 +19,7 @@ from pipeline.added import note
 from pipeline.books import Summary
 from pipeline.cli import app
 from pipeline.run import add_portraits
-from pipeline.sources import IMAGE_SUFFIXES, list_sources
+from pipeline.sources import IMAGE_SUFFIXES, listing
 from pipeline.storage import exclusive
 from pipeline.verify import diff, verify
 from schemas.ids import file_digest
@@ -182,7 +182,7 @@ def test_a_folder_names_again_who_appears_already(finished: Finished, world: Wor
     """Those of the config that are in the plan are not new; one that no pair was planned of is."""
     root = copy_of(finished, tmp_path)
     images = world.base / "images"
-    rows = note(DiskStore(root), list_sources(str(images), IMAGE_SUFFIXES, world.base), 1)
+    rows = note(DiskStore(root), listing(str(images), IMAGE_SUFFIXES, world.base), 1)
     assert {Path(r["uri"]).name for r in rows} == {"group.png", "noface.png", "text.png"}
 
 
