@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from pipeline import tables
+from pipeline.compare import every_two
 from pipeline.ledger import Ledger, Record
 from pipeline.storage import read_run_file
 from pipeline.thresholds import Effect, effects
@@ -91,11 +92,12 @@ def write_report(place: Place) -> str:
         "run": str(root).rsplit("/", 1)[-1],
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "config": yaml.safe_dump(run_file["config"], sort_keys=False),
-        "funnel": _funnel(root),
+        "funnel": _funnel(root, _set_name(run_file)),
         "reasons": _reasons(root, outcomes),
-        "thresholds": _thresholds(root, run_file["config"]),
+        "thresholds": _thresholds(root, run_file),
         "problems": [r for r in outcomes if r["outcome"] in (Outcome.FAILED, Outcome.QUARANTINED)],
         "seconds": _seconds(outcomes),
+        "comparisons": every_two(root),
         "sets": list(_sets(root, run_file)),
         "regions": REGIONS,
         "plot_wh": _PLOT_WH,
@@ -106,10 +108,16 @@ def write_report(place: Place) -> str:
     return root.at("report/index.html")
 
 
-def _funnel(root: Store) -> list[dict[str, Any]]:
+def _set_name(run_file: dict[str, Any]) -> str:
+    """Of the pair set that the run went on with last."""
+    config: dict[str, Any] = run_file["config"]
+    return str(config["shards"]["name"] or config["reenactor"]["engine"])
+
+
+def _funnel(root: Store, set_name: str) -> list[dict[str, Any]]:
     """Rows of the funnel: what goes in, what is left at each step, as a share of the widest."""
     sources = tables.load(root, "sources")
-    clips, samples = tables.load(root, "clips"), tables.load(root, "samples")
+    clips, samples = tables.load(root, "clips"), [s for s in tables.load(root, "samples") if s["set"] == set_name]
     stills = [s for s in sources if s["kind"] == "portrait"]
     files = [s for s in sources if s["kind"] == "clip"]
 
@@ -141,13 +149,13 @@ def _reasons(root: Store, outcomes: list[dict[str, Any]]) -> list[dict[str, Any]
     return rows
 
 
-def _thresholds(root: Store, config: dict[str, Any]) -> list[tuple[str, list[Effect]]]:
+def _thresholds(root: Store, run_file: dict[str, Any]) -> list[tuple[str, list[Effect]]]:
     """Config section -> what its thresholds do to this run's clips, to its images of faces, and to its pairs."""
-    found = []
+    found, config = [], run_file["config"]
     for section, table in (("gates", "clips"), ("portrait_gates", "portraits")):
         scores = [r["scores"] for r in tables.load(root, table)]
         found.append((section, effects(scores, gates.GATES, parse_config(FaceGates, config[section]))))
-    pairs = [r["scores"] for r in tables.load(root, "samples") if r["scores"]]
+    pairs = [r["scores"] for r in tables.load(root, "samples") if r["scores"] and r["set"] == _set_name(run_file)]
     found.append(("quality", effects(pairs, quality.GATES, parse_config(QualityGates, config["quality"]))))
     return [(section, rows) for section, rows in found if rows]
 
@@ -178,8 +186,9 @@ def _sets(root: Store, run_file: dict[str, Any]) -> Iterator[PairSet]:
     clips = {c["clip"]: c for c in tables.load(root, "clips")}
     pairs: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for pair in tables.load(root, "samples"):
-        if pair["scores"] and pair["pair"] in records["regions"]:
+        if pair["scores"]:
             pairs[pair["set"]].append(pair)
+    own = _set_name(run_file)
     for name in sorted(pairs):
         folder = root.sub(f"shards/{name}")
         index = {r["sample"]: r for r in read_index(folder).to_pylist()} if folder.size(INDEX_NAME) >= 0 else {}
@@ -188,11 +197,14 @@ def _sets(root: Store, run_file: dict[str, Any]) -> Iterator[PairSet]:
         accepted = [p for p in ordered if p["outcome"] == Outcome.DONE]
         sheets = []
         for pair in (*rejected[:_MAX_SHEETS], *accepted[:_MAX_SHEETS]):
+            # the ledger's present records are those of the set that was made last; of an earlier one its tars are left
+            measured = records["regions"].get(pair["pair"]) if name == own else None
+            members: dict[str, bytes] = {}
             if pair["pair"] in index:
                 members = read_members(folder, index[pair["pair"]], (SOURCE, TARGET, DRIVING, REGIONS_MEMBER))
-            else:
+            elif measured:
                 members = _artifacts(root, pair["pair"], clips.get(pair["clip"]), records)
-            sheets.append(_sheet(root, pair, members, records["regions"][pair["pair"]], limits))
+            sheets.append(_sheet(root, pair, members, measured, limits))
         yield PairSet(name, len(accepted), len(rejected), sheets)
 
 
@@ -212,9 +224,9 @@ def _artifacts(root: Store, pair: str, clip: dict[str, Any] | None, records: dic
         return {}
 
 
-def _sheet(root: Store, pair: dict[str, Any], members: dict[str, bytes], measured: Record, limits: QualityGates) -> Sheet:
+def _sheet(root: Store, pair: dict[str, Any], members: dict[str, bytes], measured: Record | None, limits: QualityGates) -> Sheet:
     try:
-        details = decode_arrays(root.read(f"{measured.folder}/{regions.TRUTH_FILE}"), what=regions.TRUTH_FILE)
+        details = decode_arrays(root.read(f"{measured.folder}/{regions.TRUTH_FILE}"), what=regions.TRUTH_FILE) if measured else {}
     except FileNotFoundError:
         details = {}
     used, score = quality.worst(pair["scores"], limits)
