@@ -39,7 +39,8 @@ class Script:
         mouth: (T,) inner lip gap over mouth width.
         smile: (T,) mouth width, head frame.
         eyes: (T, 2) right and left opening, 0 closed, 1 as open as A's mostly are.
-        gaze: (T, 2, 2) right and left iris from the middle of the eye, x y in eye widths.
+        gaze: (T, 2, 2) right and left iris from the middle of the eye, x y in eye widths; y from where A mostly looks, because up
+            and down an eye's outline says too little of where straight ahead is.
         boxes: (T, 4) face boxes in px.
     """
 
@@ -67,12 +68,14 @@ class Face:
     Attributes:
         shape: (478, 3) as in the portrait, but with a closed mouth.
         mouth: inner lip gap over mouth width in the portrait.
-        gaze: (2, 2) as Script.gaze.
+        gaze: (2, 2) as `gaze_of` gives it.
+        eyes: (2,) right and left gap of the lids over the eye's width in the portrait.
     """
 
     shape: np.ndarray
     mouth: float
     gaze: np.ndarray
+    eyes: np.ndarray
 
 
 def write_script(points: np.ndarray, *, smoothing_frames: float, blink_floor: float) -> Script:
@@ -85,6 +88,8 @@ def write_script(points: np.ndarray, *, smoothing_frames: float, blink_floor: fl
     closed = mouth <= max(float(np.percentile(mouth, 25)), 0.05)
     neutral = np.median(shape[closed], 0)
     openings = head.eye_opening(points)[:, ::-1]
+    gaze = gaze_of(shape)
+    gaze[..., 1] -= np.median(gaze[..., 1], 0)
     widest = np.maximum(np.percentile(openings, 75, axis=0), blink_floor + 0.08)
     return Script(
         scale=pose.scale.astype(np.float32),
@@ -94,7 +99,7 @@ def write_script(points: np.ndarray, *, smoothing_frames: float, blink_floor: fl
         mouth=mouth.astype(np.float32),
         smile=_mouth_width(shape).astype(np.float32),
         eyes=np.clip((openings - blink_floor) / (widest - blink_floor), 0, 1.3).astype(np.float32),
-        gaze=gaze_of(shape).astype(np.float32),
+        gaze=gaze.astype(np.float32),
         boxes=head.face_boxes(points).astype(np.float32),
     )
 
@@ -104,7 +109,8 @@ def read_face(points: np.ndarray) -> tuple[Face, head.Pose]:
     pose = head.fit_pose(points[None])
     shape = pose.invert(points[None])
     closed = set_mouth(shape, np.zeros(1))[0]
-    return Face(closed, float(head.mouth_opening(points[None])[0]), gaze_of(shape)[0]), pose
+    eyes = head.eye_opening(points[None])[0, ::-1]
+    return Face(closed, float(head.mouth_opening(points[None])[0]), gaze_of(shape)[0], eyes), pose
 
 
 def act(face: Face, script: Script, *, expression_gain: float) -> np.ndarray:
@@ -112,8 +118,7 @@ def act(face: Face, script: Script, *, expression_gain: float) -> np.ndarray:
     expression = expression_gain * script.expression.astype(np.float64)
     expression *= _smile_room(face, expression, script)
     shape = set_mouth(face.shape + expression, script.mouth)
-    gaze = face.gaze + script.gaze - np.median(script.gaze, 0)
-    gaze[..., 0] = script.gaze[..., 0]  # sideways absolute; up and down an eye's outline says too little of where straight ahead is
+    gaze = script.gaze + face.gaze * [0, 1]
     for side in (0, 1):
         _set_eye(shape, face, expression, script.eyes[:, side], gaze[:, side], side)
     return shape

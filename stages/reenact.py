@@ -13,12 +13,15 @@ from schemas.ids import pair_id
 from schemas.motion import Motion
 from schemas.sample import decode_image
 from schemas.units import Clip, Driving, Pair, Performance, PortraitUnit
+from schemas.video import decode_video
 from stages.encode import VideoWriter
 from stages.faces import TARGET, TRACK, read_track
+from stages.head import angle_between_deg, fit_pose, mouth_opening
 from stages.media import decode
 from stages.outputs import Outputs
 
 _APPEARANCES_KEPT = 16  # per worker
+_OPEN_MOUTH, _WIDE_MOUTH = 0.15, 0.5  # lip gap over mouth width: from where on a mouth shows its inside, and where wider shows no more
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class Portrait:
     Attributes:
         image: uint8 RGB (S, S, 3), cropped by the crop rule.
         points: float32 (478, 3) face mesh in px of `image`.
+        speaking: another still of B in the same light, with the mouth open, where there is one: what the inside of B's mouth looks like.
     """
 
     image: np.ndarray
     points: np.ndarray
+    speaking: Portrait | None = None
 
 
 @dataclass(frozen=True)
@@ -141,5 +146,20 @@ def view_of(clip: Clip, out: Outputs) -> ClipView:
 
 
 def read_portrait(portrait: PortraitUnit, out: Outputs) -> Portrait:
+    """A still of a clip comes with the frame of the same clip that shows most of the mouth's inside."""
     points, _ = read_track(out.input(portrait.folder, portrait.track))
-    return Portrait(decode_image(out.input(portrait.folder, portrait.image).read_bytes()), points[portrait.frame])
+    image = decode_image(out.input(portrait.folder, portrait.image).read_bytes())
+    k = speaking_frame(points, portrait.frame) if portrait.clip else None
+    if k is None:
+        return Portrait(image, points[portrait.frame])
+    video = out.input(portrait.folder, f"{portrait.clip}.{TARGET}")
+    return Portrait(image, points[portrait.frame], Portrait(decode_video(video, first=k, count=1)[0], points[k]))
+
+
+def speaking_frame(points: np.ndarray, still: int) -> int | None:
+    """The frame of mesh points (T, 478, 3) whose mouth is open and whose head is turned about as the still's; None where no mouth opens."""
+    pose = fit_pose(points)
+    opening = mouth_opening(points, pose)
+    turned_deg = angle_between_deg(pose.rotation, pose.rotation[still])
+    k = int(np.argmax(np.minimum(opening, _WIDE_MOUTH) - turned_deg / 60))
+    return k if opening[k] >= _OPEN_MOUTH else None
