@@ -168,7 +168,10 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
     motion = fingerprint(f"motion/{engine}", version, seen, weights=of_motion, upstream=faces)
     reenact = fingerprint(f"reenact/{engine}", version, drawn, weights=tuple(weights.values()), upstream=motion + portraits)
     controls = {"expressions": config.controls.sha256} if config.controls.expressions else {}
-    regions = fingerprint(RegionsStage.name, RegionsStage.version, controls, upstream=reenact)
+    if config.identity.model:
+        controls["normalise"] = config.identity.normalise
+    networks = (config.identity.digest,) if config.identity.model else ()
+    regions = fingerprint(RegionsStage.name, RegionsStage.version, controls, weights=networks, upstream=reenact)
     prepared = {"ingest": ingest, "faces": faces, "portraits": portraits, "identity": identity}
     return prepared | {"motion": motion, "reenact": reenact, "regions": regions}
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.card import dataset_card
 from pipeline.storage import write_changed, write_table
 from schemas.ids import content_digest, keyed_order
-from schemas.sample import INDEX_NAME, INDEX_SCHEMA, SampleInfo, finish_tar, read_index, sample_digest, write_tar_sample
+from schemas.sample import INDEX_NAME, INDEX_SCHEMA, SCORES, SampleInfo, finish_tar, read_index, sample_digest, write_tar_sample
 from schemas.store import Place, Store, open_store
 
 _NEXT_NUMBER = b"crosspair.next_tar"  # in the index's metadata: numbers are never reused
@@ -70,7 +70,7 @@ def pack(
     old = before.to_pylist()
     wanted = {s.info.key: s for s in samples}
     kept = _tars_still_good(folder, old, wanted)
-    rows = [r for r in old if r["tar"] in kept]
+    rows = [{**r, **_scores(wanted[r["sample"]])} for r in old if r["tar"] in kept]
     placed = {r["sample"] for r in rows}
     number = _next_number(before, old)
     by_split: dict[str, list[SampleFiles]] = defaultdict(list)
@@ -148,5 +148,9 @@ def _index_row(tar: str, sample: SampleFiles, entries: list[dict]) -> dict:
         n: getattr(info, n) for n in ("frames", "fps", "size_px", "has_audio", "clip", "portrait", "performer", "appearance", "split")
     }
     digest = sample_digest({e["name"]: e["digest"] for e in entries})
-    scores = {n: sample.scores[n] for n in INDEX_SCHEMA.names if n in sample.scores}
-    return {"sample": info.key, "tar": tar, "digest": digest, "members": entries, **fields, **scores}
+    return {"sample": info.key, "tar": tar, "digest": digest, "members": entries, **fields, **_scores(sample)}
+
+
+def _scores(sample: SampleFiles) -> dict[str, float | None]:
+    """The index's columns of scores."""
+    return {n: sample.scores.get(n) for n in SCORES}

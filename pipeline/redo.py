@@ -16,7 +16,8 @@ from schemas.store import Place
 
 # Settings that change a stage's output, and the stages whose output it works on (pipeline.config.fingerprints).
 _SECTIONS = {"ingest": ("ingest",), "faces": ("faces", "video"), "portraits": ("faces", "video")}
-_SECTIONS |= {"identity": ("identity",), "motion": ("reenactor",), "reenact": ("reenactor",), "regions": ("controls",)}
+_SECTIONS |= {"identity": ("identity",), "motion": ("reenactor",), "reenact": ("reenactor",)}
+_SECTIONS |= {"regions": ("controls", "identity.digest", "identity.normalise")}
 _AFTER = {
     "ingest": (),
     "faces": ("ingest",),
@@ -110,11 +111,17 @@ def _redone(
 def _why(stage: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], again_in: set[str]) -> str:
     if before is None:
         return "made with settings that are not on record"
-    sections = [(s, _with_defaults(before.get(s), _DEFAULTS[s])) for s in _SECTIONS[stage]]
-    changes = [c for section, was in sections for c in _changes(was, now[section], section)]
+    states = [{s: _with_defaults(config.get(s), _DEFAULTS[s]) for s in _DEFAULTS} for config in (before, now)]
+    changes = [c for s in _SECTIONS[stage] for c in _changes(*(_setting(state, s) for state in states), s)]
     reasons = [f"{field} {change}" for field, change in changes if field not in _DECIDES]
     reasons += [f"after {other}" for other in _AFTER[stage] if other in again_in]
     return "; ".join(reasons) or "another version of the stage"
+
+
+def _setting(config: Mapping[str, Any], name: str) -> Any:
+    """A section, or a setting of one by its full name."""
+    section, _, field = name.partition(".")
+    return config[section][field] if field else config[section]
 
 
 def _decisions(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

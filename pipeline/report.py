@@ -1,9 +1,10 @@
-"""The report: one HTML file with a run's funnel, its rejections by reason, and a contact sheet of each pair to look at."""
+"""The report: one HTML file with a run's funnel, its rejections by reason, and a contact sheet of each pair to look at, worst first."""
 
 from __future__ import annotations
 
 import base64
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,21 +16,44 @@ import numpy as np
 import yaml
 
 from pipeline import tables
+from pipeline.ledger import Ledger, Record
 from pipeline.storage import read_run_file
 from pipeline.thresholds import Effect, effects
+from schemas.arrays import decode_arrays
 from schemas.config import parse_config
 from schemas.outcomes import REASONS, Outcome
 from schemas.regions import REGIONS, Regions, masked_driving, rasterise
-from schemas.sample import DRIVING, REGIONS_MEMBER, SOURCE, TARGET, decode_image, read_index, read_members
+from schemas.sample import DRIVING, INDEX_NAME, REGIONS_MEMBER, SOURCE, TARGET, decode_image, read_index, read_members
 from schemas.store import Place, Store, open_store
 from schemas.video import decode_video
+from stages import faces, gates, quality, reenact, regions
 from stages.gates import FaceGates
+from stages.quality import QualityGates
+from stages.truth import NOT_MEASURED
 
 _COLUMNS = 6  # moments of a pair that are shown
 _TILE_PX = 144
-_MAX_SHEETS = 48
+_MAX_SHEETS = 24  # of rejected pairs, and of accepted ones
 _MAX_THUMBS = 6
+_PLOTS = (  # title, curve of A, curve of B; of truth.npz
+    ("head pose error, degrees", "", "pose_error_deg"),
+    ("yaw, degrees", "yaw_deg_target", "yaw_deg_driving"),
+    ("mouth opening", "mouth_target", "mouth_driving"),
+    ("eye opening", "eyes_target", "eyes_driving"),
+    ("gaze to the side", "gaze_target", "gaze_driving"),
+)
+_PLOT_WH = (200, 44)
 _COLOURS = ((80, 200, 120), (80, 200, 120), (255, 190, 70), (240, 90, 120))  # of the outlines, in the order of REGIONS
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A signal over time: its range, and lines as SVG has them, each of "a", the target, or of "b"; a lost frame is a gap."""
+
+    title: str
+    low: str
+    high: str
+    lines: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -39,8 +63,19 @@ class Sheet:
     key: str
     performer: str
     appearance: str
+    reason: str  # of its rejection
+    worst: str  # the score that is nearest to its threshold, or beyond it
     image: str  # data URI
+    plots: list[Plot]
     scores: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class PairSet:
+    name: str
+    accepted: int
+    rejected: int
+    sheets: list[Sheet]
 
 
 def write_report(place: Place) -> str:
@@ -61,8 +96,9 @@ def write_report(place: Place) -> str:
         "thresholds": _thresholds(root, run_file["config"]),
         "problems": [r for r in outcomes if r["outcome"] in (Outcome.FAILED, Outcome.QUARANTINED)],
         "seconds": _seconds(outcomes),
-        "sets": [(folder.removeprefix("shards/"), *_sheets(root, folder)) for folder in root.folders("shards", depth=1)],
+        "sets": list(_sets(root, run_file)),
         "regions": REGIONS,
+        "plot_wh": _PLOT_WH,
     }
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(context)
@@ -106,13 +142,14 @@ def _reasons(root: Store, outcomes: list[dict[str, Any]]) -> list[dict[str, Any]
 
 
 def _thresholds(root: Store, config: dict[str, Any]) -> list[tuple[str, list[Effect]]]:
-    """Config section -> what its thresholds do to this run's clips, and to its images of faces."""
+    """Config section -> what its thresholds do to this run's clips, to its images of faces, and to its pairs."""
     found = []
     for section, table in (("gates", "clips"), ("portrait_gates", "portraits")):
-        gates = parse_config(FaceGates, config[section])
-        if rows := effects([r["scores"] for r in tables.load(root, table)], gates):
-            found.append((section, rows))
-    return found
+        scores = [r["scores"] for r in tables.load(root, table)]
+        found.append((section, effects(scores, gates.GATES, parse_config(FaceGates, config[section]))))
+    pairs = [r["scores"] for r in tables.load(root, "samples") if r["scores"]]
+    found.append(("quality", effects(pairs, quality.GATES, parse_config(QualityGates, config["quality"]))))
+    return [(section, rows) for section, rows in found if rows]
 
 
 def _thumb(root: Store, clip: dict[str, Any] | None) -> str:
@@ -134,19 +171,81 @@ def _seconds(outcomes: list[dict[str, Any]]) -> list[tuple[str, int, float, floa
     return rows
 
 
-def _sheets(root: Store, name: str) -> tuple[int, list[Sheet]]:
-    """How many samples the set holds, and sheets of the worst ones by head pose error."""
-    folder = root.sub(name)
-    rows = read_index(folder).to_pylist()
-    scores = {s["pair"]: s["scores"] for s in tables.load(root, "samples")}
-    worst = sorted(rows, key=lambda r: -r["pose_error_deg"])[:_MAX_SHEETS]
-    sheets = []
-    for r in worst:
-        members = read_members(folder, r, (SOURCE, TARGET, DRIVING, REGIONS_MEMBER))
-        image = contact_sheet(members)
-        shown = [(k.replace("_", " "), "not measured" if v < -1 else f"{v:.3g}") for k, v in sorted(scores.get(r["sample"], {}).items())]
-        sheets.append(Sheet(r["sample"], r["performer"], r["appearance"], _data_uri(image), shown))
-    return len(rows), sheets
+def _sets(root: Store, run_file: dict[str, Any]) -> Iterator[PairSet]:
+    """Each pair set with sheets of its worst pairs, rejected ones first."""
+    limits = parse_config(QualityGates, run_file["config"]["quality"])
+    records = {stage: Ledger(root).read(stage, run_file["fingerprints"][stage]) for stage in ("reenact", "regions")}
+    clips = {c["clip"]: c for c in tables.load(root, "clips")}
+    pairs: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for pair in tables.load(root, "samples"):
+        if pair["scores"] and pair["pair"] in records["regions"]:
+            pairs[pair["set"]].append(pair)
+    for name in sorted(pairs):
+        folder = root.sub(f"shards/{name}")
+        index = {r["sample"]: r for r in read_index(folder).to_pylist()} if folder.size(INDEX_NAME) >= 0 else {}
+        ordered = sorted(pairs[name], key=lambda p: (-quality.worst(p["scores"], limits)[0], p["pair"]))
+        rejected = [p for p in ordered if p["outcome"] == Outcome.REJECTED]
+        accepted = [p for p in ordered if p["outcome"] == Outcome.DONE]
+        sheets = []
+        for pair in (*rejected[:_MAX_SHEETS], *accepted[:_MAX_SHEETS]):
+            if pair["pair"] in index:
+                members = read_members(folder, index[pair["pair"]], (SOURCE, TARGET, DRIVING, REGIONS_MEMBER))
+            else:
+                members = _artifacts(root, pair["pair"], clips.get(pair["clip"]), records)
+            sheets.append(_sheet(root, pair, members, records["regions"][pair["pair"]], limits))
+        yield PairSet(name, len(accepted), len(rejected), sheets)
+
+
+def _artifacts(root: Store, pair: str, clip: dict[str, Any] | None, records: dict[str, dict[str, Record]]) -> dict[str, bytes]:
+    """The members of a pair that is in no shard; none where some of them are gone."""
+    if clip is None or pair not in records["reenact"]:
+        return {}
+    places = {
+        SOURCE: f"{clip['folder']}/{clip['clip']}.{faces.STILL}",
+        TARGET: f"{clip['folder']}/{clip['clip']}.{faces.TARGET}",
+        DRIVING: f"{records['reenact'][pair].folder}/{reenact.DRIVING}",
+        REGIONS_MEMBER: f"{records['regions'][pair].folder}/{regions.REGIONS_FILE}",
+    }
+    try:
+        return {name: root.read(place) for name, place in places.items()}
+    except FileNotFoundError:
+        return {}
+
+
+def _sheet(root: Store, pair: dict[str, Any], members: dict[str, bytes], measured: Record, limits: QualityGates) -> Sheet:
+    try:
+        details = decode_arrays(root.read(f"{measured.folder}/{regions.TRUTH_FILE}"), what=regions.TRUTH_FILE)
+    except FileNotFoundError:
+        details = {}
+    used, score = quality.worst(pair["scores"], limits)
+    shown = [(k.replace("_", " "), "not measured" if v == NOT_MEASURED else f"{v:.3g}") for k, v in sorted(pair["scores"].items())]
+    return Sheet(
+        key=pair["pair"],
+        performer=pair["performer"],
+        appearance=pair["appearance"],
+        reason=pair["reason"],
+        worst=f"{score.replace('_', ' ')}: {used:.0%} of what is allowed",
+        image=_data_uri(contact_sheet(members)) if members else "",
+        plots=[_plot(title, details.get(a), details[b]) for title, a, b in _PLOTS if b in details],
+        scores=shown,
+    )
+
+
+def _plot(title: str, a: np.ndarray | None, b: np.ndarray) -> Plot:
+    """Curves (T,) of target and driving over time, on one scale; that of an error, which has no `a`, begins at 0."""
+    curves = [("a", a)] * (a is not None) + [("b", b)]
+    values = np.concatenate([c[np.isfinite(c)] for _, c in curves if c is not None] + [np.zeros(a is None)])
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    width, height = _PLOT_WH
+    lines = []
+    for name, curve in curves:
+        assert curve is not None
+        x = np.linspace(0, width, len(curve))
+        y = height - 1 - (curve - low) * (height - 2) / max(high - low, 1e-6)
+        for piece in np.split(np.arange(len(curve)), np.flatnonzero(~np.isfinite(curve))):
+            points = " ".join(f"{x[k]:.1f},{y[k]:.1f}" for k in piece if np.isfinite(y[k]))
+            lines.append((name, points))
+    return Plot(title, f"{low:.3g}", f"{high:.3g}", lines)
 
 
 def contact_sheet(members: dict[str, bytes], *, columns: int = _COLUMNS, tile_px: int = _TILE_PX) -> np.ndarray:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.plan import PAIRS, PlannedPair, planned_pairs
 from pipeline.storage import write_table
-from schemas.sample import read_parquet
+from schemas.sample import known_columns, read_parquet
 from schemas.store import Place, open_store
 
 OUTCOMES = pa.schema(
@@ -121,11 +119,8 @@ def read(root: Place, name: str) -> pa.Table:
     """
     store, file = open_store(root), f"tables/{name}.parquet"
     remedy = "put back a copy of it, or take it away and run again: what nothing else tells is then made anew"
-    data, schema = store.read(file), SCHEMAS[name]
-    with suppress(OSError, pa.ArrowException):  # damage is told of below
-        there = set(pq.read_schema(pa.BufferReader(data)).names)
-        schema = pa.schema([f for f in schema if f.name in there or f.name not in _LATER.get(name, {})])
-    return read_parquet(data, store.at(file), schema, remedy)
+    data = store.read(file)
+    return read_parquet(data, store.at(file), known_columns(data, SCHEMAS[name], _LATER.get(name, {})), remedy)
 
 
 def pairs(root: Place) -> pa.Table:

@@ -1,18 +1,33 @@
-"""Thresholds: what each gate does to the clips of a run, from the scores that are there."""
+"""Thresholds: what each gate does to the clips, portraits or pairs of a run, from the scores that are there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from stages.gates import GATES, FaceGates
+from stages.truth import NOT_MEASURED
+
+_Gates = TypeVar("_Gates", contravariant=True)
+
+
+class Threshold(Protocol[_Gates]):
+    """A row of stages.gates.GATES or stages.quality.GATES."""
+
+    @property
+    def reason(self) -> str: ...
+    @property
+    def score(self) -> str: ...
+    @property
+    def field(self) -> str: ...
+    def closes(self, scores: Mapping[str, float], gates: _Gates, /) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One threshold. `closes`: clips that fail it; `alone`: those that no other threshold would have kept out; quartiles of the score."""
+    """One threshold. `closes`: units that fail it; `alone`: those that no other threshold would have kept out; quartiles of the score."""
 
     field: str
     bound: float
@@ -24,12 +39,13 @@ class Effect:
     quartiles: tuple[float, float, float, float, float]  # lowest, 25 %, median, 75 %, highest
 
 
-def effects(scores: Sequence[Mapping[str, float]], gates: FaceGates) -> list[Effect]:
-    """One row per threshold whose score was measured on any clip, in the order in which they decide."""
-    closed = [[gate.closes(s, gates) for gate in GATES] for s in scores]
+def effects(scores: Sequence[Mapping[str, float]], table: Sequence[Threshold[_Gates]], gates: _Gates) -> list[Effect]:
+    """One row per threshold of a table whose score was measured of any unit, in the order in which they decide."""
+    closed = [[gate.closes(s, gates) for gate in table] for s in scores]
     rows = []
-    for i, gate in enumerate(GATES):
-        values = [s[gate.score] for s in scores if gate.score in s]
+    for i, gate in enumerate(table):
+        measured = [s for s, c in zip(scores, closed, strict=True) if c[i] or s.get(gate.score, NOT_MEASURED) != NOT_MEASURED]
+        values = [s[gate.score] for s in measured]
         if values:
             low, first, middle, third, high = (float(q) for q in np.percentile(values, [0, 25, 50, 75, 100]))
             rows.append(

@@ -119,13 +119,13 @@ def build_stage(name: str, config: RunConfig) -> Callable[..., tuple[dict[str, A
 
         return Identity(config.identity)
     if name == "regions":
+        from stages.expression import Expressions
+        from stages.identity import open_network
         from stages.regions import RegionsStage
 
-        if not config.controls.expressions:
-            return RegionsStage()
-        from stages.expression import Expressions
-
-        return RegionsStage(Expressions(Path(config.controls.expressions), config.controls.sha256))
+        controls = config.controls
+        expressions = Expressions(Path(controls.expressions), controls.sha256) if controls.expressions else None
+        return RegionsStage(expressions, open_network(config.identity))
     from stages.reenact import MotionStage, Reenact
 
     engine = build_engine(config)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import BinaryIO
 
@@ -38,6 +39,13 @@ EXPRESSIONS = (
 )  # fmt: skip
 
 INDEX_NAME = "index.parquet"
+# Of pairs, what users choose samples by (stages.truth and others); null where it is not measured in this run.
+SCORES = (
+    *("pose_error_deg", "centre_offset", "size_ratio", "mouth_correlation", "eye_correlation"),
+    *("pose_error_p95_deg", "mouth_error", "eye_error", "gaze_correlation", "gaze_error", "motion_correlation", "lag_frames"),
+    *("jitter_ratio", "lost_frames", "valid_masks", "target_likeness", "csim_appearance", "csim_performer", "csim_margin"),
+)
+_LATER = frozenset(SCORES[5:])  # columns that an older run's index does not have
 _MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("digest", pa.string())])
 INDEX_SCHEMA = pa.schema(
     [
@@ -54,11 +62,7 @@ INDEX_SCHEMA = pa.schema(
         ("portrait", pa.string()),
         ("performer", pa.string()),
         ("appearance", pa.string()),
-        ("pose_error_deg", pa.float32()),
-        ("centre_offset", pa.float32()),
-        ("size_ratio", pa.float32()),
-        ("mouth_correlation", pa.float32()),
-        ("eye_correlation", pa.float32()),
+        *((name, pa.float32()) for name in SCORES),
     ]
 )
 
@@ -175,14 +179,23 @@ def read_parquet(data: bytes, where: str, schema: pa.Schema | None, remedy: str)
     return table
 
 
+def known_columns(data: bytes, schema: pa.Schema, later: Collection[str]) -> pa.Schema:
+    """`schema` without those `later` columns that a table's bytes do not have: an older run wrote it. The whole one for damaged bytes."""
+    with suppress(OSError, pa.ArrowException):
+        there = set(pq.read_schema(pa.BufferReader(data)).names)
+        return pa.schema([f for f in schema if f.name in there or f.name not in later])
+    return schema
+
+
 def read_index(folder: Place) -> pa.Table:
-    """The index of a pair set's folder. Raises ValueError when it is not one."""
+    """The index of a pair set's folder, with those of our columns that its run knew. Raises ValueError when it is not one."""
     store = open_store(folder)
     where, remedy = store.at(INDEX_NAME), "put back a copy of it, or take it away and run again: the tars are written anew"
     try:
-        return read_parquet(store.read(INDEX_NAME), where, INDEX_SCHEMA, remedy)
+        data = store.read(INDEX_NAME)
     except FileNotFoundError as e:
         raise ValueError(f"{where}: no index; is {store} a pair set's folder (RUN/shards/SET), and has the run got as far as pack?") from e
+    return read_parquet(data, where, known_columns(data, INDEX_SCHEMA, _LATER), remedy)
 
 
 def read_members(folder: Place, row: Mapping, names: tuple[str, ...]) -> dict[str, bytes]:

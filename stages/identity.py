@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from stages.facealign import align, five_points
 from stages.faces import TARGET, TRACK, read_track
 from stages.imagehash import image_hash
 from stages.outputs import Outputs
+
+if TYPE_CHECKING:
+    from stages.facenet import FaceNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +69,7 @@ class Identity:
 
     def __init__(self, config: IdentityConfig) -> None:
         self.config = config
-        self._net = None
-        if config.model:
-            from stages.facenet import FaceNet
-
-            if (found := sha256_of(Path(config.model))) != config.digest:
-                raise ValueError(f"{config.model}: sha256 is {found}; the run began with {config.digest}")
-            self._net = FaceNet(Path(config.model), config.normalise)
+        self._net = open_network(config)
 
     def __call__(self, unit: Clip | PortraitUnit, out: Outputs) -> tuple[dict[str, Any], list[Any]]:
         """What was measured, as `Likeness.read` takes it; no files, no children.
@@ -89,6 +86,17 @@ class Identity:
                 embeddings.append(self._net(face))
         data: dict[str, Any] = {"looks": pictures, "hashes": "".join(f"{h:016x}" for h in hashes)}
         return data | (_mean(np.stack(embeddings)) if embeddings else {}), []
+
+
+def open_network(config: IdentityConfig) -> FaceNet | None:
+    """The identity network; None without one. Raises ValueError for a file that is not the one that the run began with, or cannot serve."""
+    if not config.model:
+        return None
+    from stages.facenet import FaceNet
+
+    if (found := sha256_of(Path(config.model))) != config.digest:
+        raise ValueError(f"{config.model}: sha256 is {found}; the run began with {config.digest}")
+    return FaceNet(Path(config.model), config.normalise)
 
 
 def _looks(unit: Clip | PortraitUnit, out: Outputs, frames: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from stages.gates import face_luma
 from stages.head import face_boxes, face_size, mouth_opening, rigid_weights
-from stages.quality import NOT_MEASURED
 from stages.sound import SAMPLE_RATE_HZ
+from stages.truth import NOT_MEASURED
 
 SILENCE_DB = -120.0
 _FULL_SCALE = 32768.0

@@ -7,19 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from schemas.arrays import encode_arrays
 from schemas.regions import Regions, pad_outlines
 from schemas.sample import encode_controls
 from schemas.units import Clip, Driving
+from schemas.video import decode_video
 from stages.expression import Expressions, stacked
 from stages.faces import TARGET, TRACK, read_track
 from stages.head import LEFT_EYE, LIPS_OUTER, NOSE, RIGHT_EYE, fit_pose
+from stages.identity import spread
+from stages.likeness import LOOKS, Embed, Looks, Moments, likeness_scores, look
 from stages.media import decode
 from stages.mesh import FaceMesh
 from stages.outputs import Outputs
-from stages.quality import PictureFaults, score
-from stages.reenact import DRIVING
+from stages.pictures import PictureFaults
+from stages.reenact import DRIVING, read_portrait
+from stages.truth import compare
 
 REGIONS_FILE, CONTROLS_FILE = "regions.npz", "controls.npz"
+TRUTH_FILE = "truth.npz"  # scores of each frame, float32 (T,) by name; not a sample's
 
 _LOOPS = (LEFT_EYE, RIGHT_EYE, NOSE, LIPS_OUTER)  # in the order of schemas.regions.REGIONS
 _HIDDEN_YAW_DEG = 55.0  # beyond it the far eye is behind the nose
@@ -57,20 +63,28 @@ class RegionFinder:
 
 
 class RegionsStage:
-    """Driving video -> region outlines, control arrays and pair scores, all from the frames as they were encoded."""
+    """Driving video -> region outlines, control arrays and pair scores, all from the frames as they were encoded.
 
-    name, version = "regions", 2
+    Args:
+        expressions: adds expression scores to the control arrays.
+        embed: an identity network, which says whether B is seen, and not A.
+    """
 
-    def __init__(self, expressions: Expressions | None = None) -> None:
-        self._find, self._expressions = RegionFinder(), expressions
+    name, version = "regions", 3
+
+    def __init__(self, expressions: Expressions | None = None, embed: Embed | None = None) -> None:
+        self._find, self._expressions, self._embed = RegionFinder(), expressions, embed
         self._known: tuple[str, np.ndarray | None] = ("", None)  # the clip last measured, and its expression scores
+        self._performer: tuple[str, dict[int, Looks]] = ("", {})  # the same of what A looks like
 
     def __call__(self, driving: Driving, out: Outputs) -> tuple[dict[str, Any], list[str]]:
-        """Writes regions.npz and controls.npz; returns the pair's scores."""
+        """Writes regions.npz, controls.npz and, for people who want to know, truth.npz; returns the pair's scores."""
         clip = driving.pair.clip
         target, _ = read_track(out.input(clip.folder, clip.file(TRACK)))
+        portrait = read_portrait(driving.pair.portrait, out)
         faults = PictureFaults()
-        frames = faults.watch(frame.rgb for frame in decode(out.input(driving.folder, DRIVING)))
+        moments = Moments(spread(clip.frames, LOOKS))
+        frames = moments.watch(faults.watch(frame.rgb for frame in decode(out.input(driving.folder, DRIVING))))
         rows: list[np.ndarray] = []
         points, regions = self._find(self._expressions.watch(frames, rows) if self._expressions else frames)
         out.write(REGIONS_FILE, regions.encode())
@@ -83,7 +97,14 @@ class RegionsStage:
             driving_expressions=stacked(rows) if self._expressions else None,
         )
         out.write(CONTROLS_FILE, controls)
-        return faults.scores() | score(target, points), []
+        scores, details = compare(target, points)
+        of_pictures, faulty = faults.measure(points, clip.size_px, portrait)
+        valid = regions.valid.mean(1, dtype=np.float32)
+        out.write(TRUTH_FILE, encode_arrays({**details, **faulty, "valid_masks": valid}))
+        own = look(portrait.image, portrait.points, self._embed)
+        scores |= likeness_scores(moments.looks(points, self._embed), self._of_performer(clip, target, out), own)
+        scores |= of_pictures | {"valid_masks": float(valid.mean())}
+        return scores, []
 
     def _of_target(self, clip: Clip, out: Outputs) -> np.ndarray | None:
         """The clip's expression scores (T, 52), measured once for pairs of one clip that follow each other; None without a network."""
@@ -94,6 +115,15 @@ class RegionsStage:
             video = out.input(clip.folder, clip.file(TARGET))
             self._known = where, self._expressions.track(frame.rgb for frame in decode(video))
         return self._known[1]
+
+    def _of_performer(self, clip: Clip, points: np.ndarray, out: Outputs) -> dict[int, Looks]:
+        """What A looks like, by frame, likewise."""
+        where = f"{clip.folder}/{clip.id}"
+        if self._performer[0] != where:
+            video = out.input(clip.folder, clip.file(TARGET))
+            pictures = {k: decode_video(video, first=k, count=1)[0] for k in spread(clip.frames, LOOKS)}
+            self._performer = where, {k: look(picture, points[k], self._embed) for k, picture in pictures.items()}
+        return self._performer[1]
 
 
 def pose_matrices(points: np.ndarray) -> np.ndarray:

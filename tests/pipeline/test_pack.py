@@ -12,8 +12,9 @@ from sampleinfo import ANY_INFO
 
 from pipeline.card import dataset_card
 from pipeline.pack import SampleFiles, pack
+from pipeline.storage import write_table
 from schemas.ids import content_digest, digest, file_digest
-from schemas.sample import INDEX_NAME, MEMBERS, SampleInfo, read_index, read_members
+from schemas.sample import INDEX_NAME, MEMBERS, SCORES, SampleInfo, read_index, read_members
 from schemas.store import DiskStore
 
 KB = 300  # of a sample's target video
@@ -194,6 +195,20 @@ def test_scores_do_not_touch_tars(tmp_path: Path, samples: list[SampleFiles]) ->
     before = run_pack(tmp_path / "set", samples)
     after = run_pack(tmp_path / "set", [dataclasses.replace(s, scores={"pose_error_deg": 2.0}) for s in samples])
     assert {n: d for n, d in before.items() if n.endswith(".tar")} == {n: d for n, d in after.items() if n.endswith(".tar")}
+
+
+def test_an_index_of_an_older_run_gets_the_scores_that_it_did_not_know(tmp_path: Path, samples: list[SampleFiles]) -> None:
+    folder = tmp_path / "set"
+    before = run_pack(folder, samples)
+    first = ["pose_error_deg", "centre_offset", "size_ratio", "mouth_correlation", "eye_correlation"]
+    table = read_index(folder)
+    write_table(DiskStore(folder), INDEX_NAME, table.select([n for n in table.column_names if n not in SCORES or n in first]))
+    assert [n for n in SCORES if n in read_index(folder).column_names] == first
+    known = {"pose_error_deg": 2.0, "jitter_ratio": 1.5}
+    after = run_pack(folder, [dataclasses.replace(s, scores=known) for s in samples])
+    assert {n: d for n, d in before.items() if n.endswith(".tar")} == {n: d for n, d in after.items() if n.endswith(".tar")}
+    for row in read_index(folder).to_pylist():
+        assert {n: row[n] for n in SCORES} == {**dict.fromkeys(SCORES), **known}
 
 
 def test_the_card_counts_what_is_there(samples: list[SampleFiles]) -> None:

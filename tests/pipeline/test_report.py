@@ -11,12 +11,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from smallworld import Finished
+from smallworld import Finished, World
 
 from pipeline.report import contact_sheet, write_report
+from pipeline.tables import load
 from pipeline.thresholds import effects
 from schemas.sample import DRIVING, REGIONS_MEMBER, SOURCE, TARGET, read_index, read_members
+from stages import quality
 from stages.gates import GATES, FaceGates
+from stages.quality import QualityGates
+from stages.truth import NOT_MEASURED
 
 _BROWSER = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
 _FLAGS = [
@@ -49,17 +53,45 @@ def test_names_every_reason_and_every_pair(finished: Finished, page: Path) -> No
 
 def test_says_what_each_threshold_does(page: Path) -> None:
     text = page.read_text()
-    for gate in GATES:
+    for gate in (*GATES, *(g for g in quality.GATES if not g.score.startswith("csim"))):
         assert f"<code>{gate.field}</code>" in text
 
 
 def test_a_thresholds_effect_is_counted_with_the_others_and_alone() -> None:
     scores = [{"face_px": 50.0, "upscale": 1.0}, {"face_px": 50.0, "upscale": 9.0}, {"face_px": 200.0, "upscale": 9.0}, {"face_px": 200.0}]
-    size, scale = effects(scores, FaceGates(min_face_px=96, max_upscale=3.0))
+    size, scale = effects(scores, GATES, FaceGates(min_face_px=96, max_upscale=3.0))
     assert (size.field, size.bound, size.closes, size.alone, size.measured) == ("min_face_px", 96, 2, 1, 4)
     assert (scale.field, scale.closes, scale.alone, scale.measured) == ("max_upscale", 2, 1, 3)
     assert size.quartiles == (50, 50, 125, 200, 200)
-    assert effects([], FaceGates()) == []
+    assert effects([], GATES, FaceGates()) == []
+
+
+def test_what_was_not_measured_of_a_pair_is_not_counted() -> None:
+    scores = [{"lag_frames": NOT_MEASURED, "jitter_ratio": 1.0}, {"lag_frames": 3.0}, {"lag_frames": 0.0}]
+    lag, jitter = effects(scores, quality.GATES, QualityGates(max_lag_frames=1.0))
+    assert (lag.field, lag.closes, lag.alone, lag.measured) == ("max_lag_frames", 1, 1, 2)
+    assert (jitter.field, jitter.closes, jitter.measured) == ("max_jitter_ratio", 0, 1)
+
+
+def test_pairs_are_shown_worst_first_and_rejected_ones_too(finished: Finished, copied: Path, world: World) -> None:
+    """With a threshold in the midst of what is there."""
+    errors = sorted(s["scores"]["pose_error_deg"] for s in load(finished.root, "samples") if s["outcome"] == "done")
+    limit = float(np.mean(errors[len(errors) // 2 - 1 : len(errors) // 2 + 1]))
+    gates = QualityGates(max_pose_error_deg=limit)
+    world.run(str(copied), quality=gates)
+    text = Path(write_report(copied)).read_text()
+    figures = text.split("<figure")[1:]
+    pairs = {s["pair"]: s for s in load(copied, "samples") if s["scores"]}
+    shown = [pairs[next(p for p in pairs if p in figure)] for figure in figures]
+    assert len(shown) == len(pairs)
+    rejected = [s["outcome"] == "rejected" for s in shown]
+    assert 0 < sum(rejected) < len(shown) and rejected == sorted(rejected, reverse=True)
+    for group in (True, False):
+        used = [quality.worst(s["scores"], gates)[0] for s, out in zip(shown, rejected, strict=True) if out == group]
+        assert used == sorted(used, reverse=True)
+    for figure, out in zip(figures, rejected, strict=True):
+        assert ("rejected: <code>pose_error</code>" in figure) == out
+        assert figure.count("data:image/jpeg") == 1 and figure.count("<svg") == 5 and figure.count("<polyline") == 9
 
 
 def test_needs_no_other_file_and_no_network(page: Path) -> None:

@@ -26,8 +26,8 @@ from stages.liveportrait_graphs import Rendered
 from stages.liveportrait_settings import LivePortraitConfig
 from stages.mesh import FaceMesh
 from stages.meshwarp import MeshWarp, MeshWarpConfig, motion_from_points
-from stages.quality import score
 from stages.reenact import ClipView, Portrait
+from stages.truth import score
 
 SIZE_PX, FRAMES = 384, 40
 _KEYPOINTS = (1, 4, 6, 10, 33, 46, 61, 93, 105, 127, 133, 152, 168, 195, 263, 276, 291, 323, 334, 356, 362)

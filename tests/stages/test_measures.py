@@ -16,8 +16,8 @@ from stages.head import Pose, canonical, rotation_of
 from stages.measures import SILENCE_DB, lip_sound, picture_scores, sound_scores, speech_likeness, track_scores
 from stages.media import decode
 from stages.mesh import FaceMesh
-from stages.quality import NOT_MEASURED
 from stages.sound import SAMPLE_RATE_HZ, extract_sound
+from stages.truth import NOT_MEASURED
 
 FPS = 25
 CLIPS = Path("realdata") / "clips"
