@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -26,17 +26,15 @@ from benchmarks.realpairs import BINS, HELD_OUT, TUNED, Performed, Prepared, spr
 from schemas.video import decode_video
 from stages import head
 from stages.encode import VideoWriter, encode_png
-from stages.facealign import align, five_points
 from stages.facenet import FaceNet
 from stages.faces import TARGET
+from stages.likeness import likeness_scores, look
 from stages.mesh import FaceMesh
 from stages.meshwarp import MeshWarp
-from stages.meshwarp_plan import gaze_of
-from stages.quality import NOT_MEASURED, correlation, score
-from stages.reenact import ClipView, Portrait, read_portrait
+from stages.reenact import ClipView, Portrait, read_portrait, read_speaking
+from stages.truth import NOT_MEASURED, score
 
 _EVERY = 6  # frames between two that the identity network looks at
-_GAZE_MOVES = 0.015
 
 
 @dataclass(frozen=True)
@@ -63,19 +61,20 @@ class Judge:
     def __call__(self, pair: Performed) -> Measured:
         clip = pair.clip
         points = self._prepared.points(clip)[pair.first : pair.stop]
-        portrait = read_portrait(pair.portrait, self._prepared.outputs(""))
+        out = self._prepared.outputs("")
+        portrait = replace(read_portrait(pair.portrait, out), speaking=read_speaking(pair.portrait, out))
         begun = time.process_time()
         motion = self._engine.motion(ClipView(no_frames, points, clip.fps, clip.size_px))
         frames = list(self._engine.render(self._engine.appearance(portrait), motion))
         ms = 1000 * (time.process_time() - begun) / len(frames)
         driving = encoded(frames, clip.fps, clip.size_px)
-        seen, found = self._mesh.track(driving)
-        target = decode_video(self._prepared.outputs("").input(clip.folder, clip.file(TARGET)), first=pair.first, count=len(points))
+        seen, _ = self._mesh.track(driving)
+        target = decode_video(out.input(clip.folder, clip.file(TARGET)), first=pair.first, count=len(points))
         scores = {
             "yaw_apart_deg": pair.yaw_apart_deg,
             **score(points, seen),
-            **more_scores(points[found], seen[found]),
             **self._likeness(target, points, driving, seen, portrait),
+            "target_mouth_std": float(head.mouth_opening(points).std()),
             "ms_per_frame": ms,
         }
         return Measured(pair, scores, driving, seen)
@@ -84,10 +83,9 @@ class Judge:
         self, target: np.ndarray, points: np.ndarray, driving: np.ndarray, seen: np.ndarray, portrait: Portrait
     ) -> dict[str, float]:
         at = [k for k in range(0, len(driving), _EVERY) if np.isfinite(seen[k]).all()]
-        b = self._identity(align(portrait.image, five_points(portrait.points)))
-        out = np.stack([self._identity(align(driving[k], five_points(seen[k]))) for k in at])
-        a = np.stack([self._identity(align(target[k], five_points(points[k]))) for k in at])
-        return {"csim_b": float((out @ b).mean()), "csim_a": float((out * a).sum(1).mean()), "csim_ab": float((a @ b).mean())}
+        b = look(portrait.image, portrait.points, self._identity)
+        out = {k: look(driving[k], seen[k], self._identity) for k in at}
+        return likeness_scores(out, {k: look(target[k], points[k], self._identity) for k in at}, b)
 
 
 def encoded(frames: list[np.ndarray], fps: int, size_px: int) -> np.ndarray:
@@ -98,31 +96,6 @@ def encoded(frames: list[np.ndarray], fps: int, size_px: int) -> np.ndarray:
             for frame in frames:
                 writer.write(frame)
         return decode_video(path)
-
-
-def more_scores(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    error = head.angle_between_deg(head.fit_pose(a).rotation, head.fit_pose(b).rotation)
-    ea, eb = head.fit_pose(a).euler_deg, head.fit_pose(b).euler_deg
-    gaze_a, gaze_b = (gaze_of(head.fit_pose(p).invert(p)).mean(1) for p in (a, b))
-    eyes_a, eyes_b = head.eye_opening(a), head.eye_opening(b)
-    return {
-        "pose_p95_deg": float(np.percentile(error, 95)),
-        **{f"bias_{n}": float(np.mean(eb[:, i] - ea[:, i])) for i, n in enumerate(("yaw", "pitch", "roll"))},
-        "mouth_error": float(np.abs(head.mouth_opening(a) - head.mouth_opening(b)).mean()),
-        "mouth_std": float(head.mouth_opening(a).std()),
-        "eye_std": float(eyes_a.mean(1).std()),
-        "eye_ratio": float(eyes_b.mean(1).std() / max(eyes_a.mean(1).std(), 1e-6)),
-        "gaze_x": correlation(gaze_a[:, 0], gaze_b[:, 0]) if gaze_a[:, 0].std() > _GAZE_MOVES else NOT_MEASURED,
-        "gaze_y": correlation(gaze_a[:, 1], gaze_b[:, 1]) if gaze_a[:, 1].std() > _GAZE_MOVES else NOT_MEASURED,
-        "gaze_std": float(gaze_a[:, 0].std()),
-        "jitter": jitter(b) / jitter(a),
-    }
-
-
-def jitter(points: np.ndarray) -> float:
-    """Mean length of the points' second difference in face sizes."""
-    xy = points[..., :2].astype(np.float64) / float(np.median(head.face_size(head.face_boxes(points))))
-    return float(np.linalg.norm(xy[2:] - 2 * xy[1:-1] + xy[:-2], axis=-1).mean())
 
 
 def sheet(prepared: Prepared, one: Measured, columns: int = 7) -> np.ndarray:
@@ -153,10 +126,11 @@ def closeup(frame: np.ndarray, points: np.ndarray, outline: list[int] | tuple[in
 
 
 _COLUMNS = (
-    *(("yaw_apart_deg", "dyaw", 1), ("pose_error_deg", "pose", 2), ("pose_p95_deg", "p95", 2), ("mouth_correlation", "mouth", 3)),
-    *(("mouth_error", "m.err", 3), ("eye_correlation", "eyes", 3), ("gaze_x", "gaze", 3), ("gaze_y", "gazey", 2), ("jitter", "jit", 2)),
-    *(("csim_b", "B", 2), ("csim_a", "A", 2), ("csim_ab", "A-B", 2), ("size_ratio", "size", 3), ("centre_offset", "centre", 3)),
-    *(("lost_frames", "lost", 2), ("ms_per_frame", "ms", 1)),
+    *(("yaw_apart_deg", "apart", 1), ("pose_error_deg", "pose", 2), ("pose_error_p95_deg", "p95", 2), ("mouth_correlation", "mouth", 3)),
+    *(("mouth_error", "m.err", 3), ("eye_correlation", "eyes", 3), ("eye_error", "e.err", 3), ("gaze_correlation", "gaze", 3)),
+    *(("gaze_error", "g.err", 3), ("jitter_ratio", "jitter", 2), ("csim_appearance", "csim B", 2), ("csim_performer", "csim A", 2)),
+    *(("target_likeness", "like A", 2), ("size_ratio", "size", 3), ("centre_offset", "centre", 3), ("lost_frames", "lost", 2)),
+    ("ms_per_frame", "ms", 1),
 )
 
 
@@ -173,6 +147,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="what is prepared stays here")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of pairs, from 1")
     args = parser.parse_args()
     if "CROSSPAIR_SHARED" not in os.environ:
         sys.exit("set CROSSPAIR_SHARED to the folder that holds realdata/ and models/")
@@ -185,14 +160,16 @@ def main() -> None:
         print(f"{'':44s} {' '.join(f'{short:>6s}' for _, short, _ in _COLUMNS)}")
         names: list[str] = []
         rows: list[dict[str, float]] = []
-        for pair in prepared.pairs(people, args.frames, args.per_bin):
+        for k, pair in enumerate(prepared.pairs(people, args.frames, args.per_bin), 1):
+            if args.only and k not in args.only:
+                continue
             one = judge(pair)
             names.append(pair.name)
             rows.append(one.scores)
             print(f"{pair.name[:44]:44s} {line(one.scores)}", flush=True)
             if args.sheets:
                 args.sheets.mkdir(parents=True, exist_ok=True)
-                (args.sheets / f"{len(rows):02d}.png").write_bytes(encode_png(sheet(prepared, one)))
+                (args.sheets / f"{k:02d}.png").write_bytes(encode_png(sheet(prepared, one)))
     for low, high in BINS:
         inside = [r for r in rows if low <= r["yaw_apart_deg"] < high]
         print(f"{low:.0f} to {high:.0f} degrees, {len(inside)} pairs, mean / median / least / most")

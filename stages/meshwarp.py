@@ -29,13 +29,12 @@ _MAX_SHRINK = 1.5  # a portrait that shows the face larger than this is made sma
 
 @dataclass(frozen=True, kw_only=True)
 class MeshWarpConfig:
-    smoothing_frames: float = 0.7  # sigma; more would lower the correlations
+    smoothing_frames: float = 0.5  # sigma; more would lower the correlations
     blink_floor: float = 0.1  # the eye opening that the mesh shows on a closed eye, in eye widths
     expression_gain: float = 0.9
     centre_smoothing_frames: float = 3.0
-    calibration_rounds: int = 2  # plays before the one that counts: looked at, and corrected for what was missed. 0: open loop
-    calibration_frames: int = 48  # played in all of these rounds but the last, which plays the whole clip
-    calibration_px: int = 256  # side of their frames, at most
+    calibration_rounds: int = 2  # times that B plays the clip before it counts, is looked at, and corrected by what was missed
+    calibration_px: int = 256  # side of these frames, at most
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,9 @@ class MeshWarp:
             raise ValueError(f"a motion of {motion.engine!r} is none of {self.name!r}")
         script = Script(**motion.arrays)
         correction = Correction.none(len(script))
-        small = min(1.0, self.config.calibration_px / motion.size_px)
-        for left in reversed(range(self.config.calibration_rounds)):
-            frames = len(script) if left == 0 else min(len(script), self.config.calibration_frames)
-            at = np.unique(np.linspace(0, len(script) - 1, frames).round().astype(int))
-            correction = self._rehearse(appearance, script, motion.size_px, small, correction, at)
-        yield from self._perform(appearance, script, motion.size_px, 1.0, correction, np.arange(len(script)))
+        for _ in range(self.config.calibration_rounds):
+            correction = self._rehearse(appearance, script, motion.size_px, correction)
+        yield from self._perform(appearance, script, motion.size_px, motion.size_px, correction)
 
     def _not_too_large(self, b: Identity, scale: float) -> Identity:
         """B for a head of `scale` px per unit of its shape."""
@@ -111,22 +107,18 @@ class MeshWarp:
             return b
         return self.appearance(_shrunk(b.portrait, shrink))
 
-    def _perform(
-        self, b: Identity, script: Script, size_px: int, zoom: float, correction: Correction, at: np.ndarray
-    ) -> Iterator[np.ndarray]:
-        """Frames `at` of the script, `zoom` times as large."""
-        told = correction.apply(script)
+    def _perform(self, b: Identity, script: Script, size_px: int, side: int, correction: Correction) -> Iterator[np.ndarray]:
+        """All frames, `side` px instead of the `size_px` that the script is written for."""
+        told, zoom = correction.apply(script), side / size_px
         b = self._not_too_large(b, zoom * float(np.median(script.scale)))
         size, shift = self._place(b, told, correction)
-        side = round(zoom * size_px)
-        zoom = side / size_px
-        for start in range(0, len(at), _CHUNK_FRAMES):
-            chosen = at[start : start + _CHUNK_FRAMES]
-            shapes, pose = self._pose(b, told.part(chosen), size)
-            pose.translation[:, :2] += shift[chosen]
+        for start in range(0, len(script), _CHUNK_FRAMES):
+            part = slice(start, start + _CHUNK_FRAMES)
+            shapes, pose = self._pose(b, told.part(part), size)
+            pose.translation[:, :2] += shift[part]
             pose = head.Pose(zoom * pose.scale, pose.rotation, zoom * pose.translation)
             points = pose.apply(shapes)
-            for i in range(len(chosen)):
+            for i in range(len(points)):
                 one = head.Pose(pose.scale[i : i + 1], pose.rotation[i : i + 1], pose.translation[i : i + 1])
                 yield render_frame(b.looks, points[i], one, shapes[i], side)
 
@@ -147,19 +139,19 @@ class MeshWarp:
         shift = (target[:, :2] + target[:, 2:] - size * (own[:, :2] + own[:, 2:])) / 2 - told.translation[:, :2]
         return size, smooth(shift, self.config.centre_smoothing_frames) + correction.shift_px
 
-    def _rehearse(self, b: Identity, script: Script, size_px: int, zoom: float, correction: Correction, at: np.ndarray) -> Correction:
-        """Plays frames `at`, looks at them and corrects by what was missed."""
+    def _rehearse(self, b: Identity, script: Script, size_px: int, correction: Correction) -> Correction:
+        """Plays the clip in small, looks at it and corrects by what was missed."""
         assert self._mesh is not None
         self._mesh.reset()
-        seen: list[Seen] = []
+        side = min(self.config.calibration_px, size_px)
         found: list[int] = []
-        side = round(zoom * size_px)
-        points = []
-        for k, frame in zip(at, self._perform(b, script, size_px, zoom, correction, at), strict=True):
+        seen: list[Seen] = []
+        points: list[np.ndarray] = []
+        for k, frame in enumerate(self._perform(b, script, size_px, side, correction), 1):
             if (p := self._mesh(frame)) is not None:
-                found.append(k)
+                found.append(k - 1)
                 points.append(p * (size_px / side))
-            if len(points) == _CHUNK_FRAMES or (k == at[-1] and points):
+            if points and (len(points) == _CHUNK_FRAMES or k == len(script)):
                 seen.append(read_seen(np.stack(points)))
                 points = []
         if len(found) < 3:

@@ -225,7 +225,7 @@ def _paint_inside(
     tongue = _step(0.17 - 1.2 * u**2 - above, 0.06) * _step(below - 0.12, 0.08)
     inside += tongue[..., None] * (paint.tongue - inside)
     if paint.own is None:
-        teeth = _step(0.15 - 0.5 * u**2 - below, 0.025) * _step(0.34 - np.abs(u), 0.1)
+        teeth = _step(0.15 - 0.5 * u**2 - below, 0.025) * _step(0.43 - np.abs(u), 0.18)
         shade = (0.8 + 0.2 * np.clip(below / 0.06, 0, 1)) * (1 - 2.2 * u**2) * (1 - 0.045 * np.cos(2 * np.pi * u / 0.14) ** 8)
         teeth *= np.float32(np.clip(float((above + below).max()) / 0.15, 0.35, 1))  # barely parted lips keep them in the dark
         inside += teeth[..., None] * (paint.teeth * shade[..., None].astype(np.float32) - inside)

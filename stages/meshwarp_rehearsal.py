@@ -12,12 +12,13 @@ import cv2
 import numpy as np
 
 from stages import head
-from stages.meshwarp_plan import Face, Script, gaze_of, smooth
+from stages.meshwarp_plan import Face, Script, gaze_of, held, smooth
 
-_SMOOTH_TURN_FRAMES = 1.0  # sigma: what is seen shakes, and B must not shake with it
-_SMOOTH_FEATURE_FRAMES = 0.7  # a blink takes four frames
-_MOST_TURN_DEG, _MOST_MOUTH, _MOST_EYES, _MOST_GAZE = 20.0, 0.3, 0.7, 0.2
-_MIN_EYE_RANGE = 0.08  # between shut and open; for portraits that squint
+# Sigma in frames: what is seen shakes, and B must not shake with it; but a blink takes four frames.
+_TURN_FRAMES, _CALM_TURN_FRAMES, _MOUTH_FRAMES, _EYES_FRAMES, _GAZE_FRAMES = 0.7, 1.5, 0.5, 0.7, 1.0
+_MOST_TURN_DEG, _MOST_MOUTH, _MOST_EYES, _MOST_GAZE = 20.0, 0.3, 0.5, 0.08
+_MIN_EYE_RANGE = 0.16  # between shut and open; for portraits that squint
+_LOOKING = 0.5  # of an eye's range: where the lids are lower the mesh guesses the iris
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Seen:
         rotation: (T, 3, 3).
         mouth: (T,) inner lip gap over mouth width.
         eyes: (T, 2) gap of the lids over the eye's width, right and left.
-        gaze: (T, 2, 2) as in a Script, but absolute.
+        gaze: (T, 2, 2) as in a Script, but y too is absolute.
         boxes: (T, 4) px.
     """
 
@@ -44,7 +45,8 @@ class Correction:
     """What is added to what A does, T frames, so that B is seen to do it.
 
     Attributes:
-        turn_deg: (T, 3) rotation vectors; the others as in a Script: mouth (T,), eyes (T, 2), gaze (T, 2, 2).
+        turn_deg: (T, 3) rotation vectors.
+        mouth, eyes, gaze_x: (T,) as in a Script, of both eyes alike.
         size: factor of the head's size.
         shift_px: (2,).
     """
@@ -52,14 +54,13 @@ class Correction:
     turn_deg: np.ndarray
     mouth: np.ndarray
     eyes: np.ndarray
-    gaze: np.ndarray
+    gaze_x: np.ndarray
     size: float
     shift_px: np.ndarray
 
     @staticmethod
     def none(frames: int) -> Correction:
-        turn, mouth, eyes, gaze = (np.zeros((frames, *shape)) for shape in ((3,), (), (2,), (2, 2)))
-        return Correction(turn, mouth, eyes, gaze, 1.0, np.zeros(2))
+        return Correction(np.zeros((frames, 3)), np.zeros(frames), np.zeros(frames), np.zeros(frames), 1.0, np.zeros(2))
 
     def apply(self, script: Script) -> Script:
         """The script that B is given; size and shift are for who places the head."""
@@ -67,8 +68,8 @@ class Correction:
             script,
             rotation=script.rotation.astype(np.float64) @ _turns(self.turn_deg),
             mouth=np.maximum(script.mouth + self.mouth, 0),
-            eyes=np.clip(script.eyes + self.eyes, 0, 1.6),
-            gaze=script.gaze + self.gaze,
+            eyes=np.clip(script.eyes + self.eyes[:, None], 0, 1.6),
+            gaze=script.gaze + self.gaze_x[:, None, None] * [1, 0],
         )
 
 
@@ -85,29 +86,31 @@ def read_seen(points: np.ndarray) -> Seen:
 
 
 def learn(script: Script, face: Face, correction: Correction, seen: Seen, at: np.ndarray, blink_floor: float) -> Correction:
-    """The next correction, after `seen` (N) of the frames `at` (N,) that were played under this one."""
+    """The next correction, after `seen` (N) of the clip that was played under this one; the face was found in the frames `at` (N,)."""
     wanted = script.part(at)
-    width = np.maximum(face.eyes - blink_floor, _MIN_EYE_RANGE)
-    gaze = wanted.gaze - seen.gaze
-    gaze[..., 1] += face.gaze[:, 1]
-
-    def over_time(missed: np.ndarray, sigma_frames: float) -> np.ndarray:
-        """The error of every frame, of what was seen of some."""
-        flat = smooth(missed, sigma_frames).reshape(len(at), -1)
-        every = np.arange(len(script))
-        return np.stack([np.interp(every, at, column) for column in flat.T], 1).reshape(len(script), *missed.shape[1:])
-
-    def added(now: np.ndarray, missed: np.ndarray, sigma_frames: float, most: float) -> np.ndarray:
-        return np.clip(now + over_time(missed, sigma_frames), -most, most)
-
+    eye_range = np.maximum(face.eyes - blink_floor, _MIN_EYE_RANGE)
     turn_deg = turn_vectors_deg(seen.rotation.swapaxes(1, 2) @ wanted.rotation.astype(np.float64))
+    # eyes go together, and the mean of two that are looked at shakes less
+    eyes = (wanted.eyes - (seen.eyes - blink_floor) / eye_range).mean(1)
+    looking = np.all((seen.eyes >= blink_floor + _LOOKING * (face.eyes - blink_floor)) & (wanted.eyes > _LOOKING), axis=1)
+    gaze_x = held((wanted.gaze - seen.gaze)[..., 0].mean(1), looking) if looking.any() else np.zeros(len(at))
+
+    def added(now: np.ndarray, missed: np.ndarray, most: float) -> np.ndarray:
+        """`missed` (N, ...) of what was seen, as the error of every frame, on top of what is corrected already."""
+        flat = missed.reshape(len(at), -1)
+        every = np.stack([np.interp(np.arange(len(script)), at, column) for column in flat.T], 1)
+        return np.clip(now + every.reshape(now.shape), -most, most)
+
+    calm = wanted.calm[:, None]
+    turn_deg = calm * smooth(turn_deg, _CALM_TURN_FRAMES) + (1 - calm) * smooth(turn_deg, _TURN_FRAMES)
+    mouth = smooth(wanted.mouth - seen.mouth, _MOUTH_FRAMES)
     target = wanted.boxes.astype(np.float64)
     off = head.head_square(target) - head.head_square(seen.boxes)
     return Correction(
-        turn_deg=added(correction.turn_deg, turn_deg, _SMOOTH_TURN_FRAMES, _MOST_TURN_DEG),
-        mouth=added(correction.mouth, wanted.mouth - seen.mouth, _SMOOTH_FEATURE_FRAMES, _MOST_MOUTH),
-        eyes=added(correction.eyes, wanted.eyes - (seen.eyes - blink_floor) / width, _SMOOTH_FEATURE_FRAMES, _MOST_EYES),
-        gaze=added(correction.gaze, gaze, _SMOOTH_FEATURE_FRAMES, _MOST_GAZE),
+        turn_deg=added(correction.turn_deg, turn_deg, _MOST_TURN_DEG),
+        mouth=added(correction.mouth, mouth, _MOST_MOUTH),
+        eyes=added(correction.eyes, smooth(eyes, _EYES_FRAMES), _MOST_EYES),
+        gaze_x=added(correction.gaze_x, smooth(gaze_x, _GAZE_FRAMES), _MOST_GAZE),
         size=correction.size * float(np.median(head.face_size(target)) / np.median(head.face_size(seen.boxes))),
         shift_px=correction.shift_px + off[:2],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -134,7 +134,8 @@ class Reenact:
         if portrait.id not in self._appearances:
             if len(self._appearances) == _APPEARANCES_KEPT:
                 self._appearances.popitem(last=False)
-            self._appearances[portrait.id] = self._engine.appearance(read_portrait(portrait, out))
+            b = replace(read_portrait(portrait, out), speaking=read_speaking(portrait, out))
+            self._appearances[portrait.id] = self._engine.appearance(b)
         self._appearances.move_to_end(portrait.id)
         return self._appearances[portrait.id]
 
@@ -146,14 +147,19 @@ def view_of(clip: Clip, out: Outputs) -> ClipView:
 
 
 def read_portrait(portrait: PortraitUnit, out: Outputs) -> Portrait:
-    """A still of a clip comes with the frame of the same clip that shows most of the mouth's inside."""
     points, _ = read_track(out.input(portrait.folder, portrait.track))
-    image = decode_image(out.input(portrait.folder, portrait.image).read_bytes())
-    k = speaking_frame(points, portrait.frame) if portrait.clip else None
+    return Portrait(decode_image(out.input(portrait.folder, portrait.image).read_bytes()), points[portrait.frame])
+
+
+def read_speaking(portrait: PortraitUnit, out: Outputs) -> Portrait | None:
+    """The frame that shows most of the mouth's inside, of the clip that the portrait is a still of; None without such a frame or clip."""
+    if not portrait.clip:
+        return None
+    points, _ = read_track(out.input(portrait.folder, portrait.track))
+    k = speaking_frame(points, portrait.frame)
     if k is None:
-        return Portrait(image, points[portrait.frame])
-    video = out.input(portrait.folder, f"{portrait.clip}.{TARGET}")
-    return Portrait(image, points[portrait.frame], Portrait(decode_video(video, first=k, count=1)[0], points[k]))
+        return None
+    return Portrait(decode_video(out.input(portrait.folder, f"{portrait.clip}.{TARGET}"), first=k, count=1)[0], points[k])
 
 
 def speaking_frame(points: np.ndarray, still: int) -> int | None:
