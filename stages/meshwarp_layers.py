@@ -38,7 +38,8 @@ class MouthPaint:
     """Colours of a mouth's inside, float32 RGB (3,), and B's own teeth where the portrait shows them.
 
     Attributes:
-        own: uint8 RGB (h, w, 3) or None; `own_alpha` float32 (h, w); `own_anchor` (2,) the upper inner lip's middle in it.
+        own: uint8 RGB (h, w, 3) or None; `own_alpha` float32 (h, w); `own_anchor` (2,) the upper inner lip's middle in it; `own_pose`
+            the head's pose (T = 1) in the picture that it was taken from.
     """
 
     cavity: np.ndarray
@@ -47,6 +48,7 @@ class MouthPaint:
     own: np.ndarray | None
     own_alpha: np.ndarray
     own_anchor: np.ndarray
+    own_pose: head.Pose
 
 
 def take_eyeball(image: np.ndarray, points: np.ndarray, outline: tuple[int, ...], centre: int) -> Eyeball:
@@ -81,8 +83,8 @@ def _mirror_iris(patch: np.ndarray, seen: np.ndarray, iris: np.ndarray, radius: 
     return patch, seen
 
 
-def take_mouth(image: np.ndarray, points: np.ndarray, gap: float) -> MouthPaint:
-    """Tones for a mouth's inside from skin and eye whites; B's own where the portrait's mouth is open by `gap` mouth widths."""
+def take_mouth(image: np.ndarray, points: np.ndarray, speaking: tuple[np.ndarray, np.ndarray]) -> MouthPaint:
+    """Tones for a mouth's inside from skin and eye whites; B's own from a picture and its points where the mouth is open, or the same."""
     size = max(2, round(0.02 * float(np.ptp(points[:, 1]))))
     cheeks = [
         image[max(y - size, 0) : y + size, max(x - size, 0) : x + size].reshape(-1, 3) for x, y in points[list(_CHEEKS), :2].astype(int)
@@ -92,6 +94,8 @@ def take_mouth(image: np.ndarray, points: np.ndarray, gap: float) -> MouthPaint:
     white = float(np.percentile(image[eyes > 127].mean(1), 85)) if (eyes > 127).any() else float(skin.mean())
     white = np.clip(1.2 * white, 1.1 * skin.mean(), 245)  # glasses and shadow darken eyes, not teeth
     tint = 0.7 * np.array([1.0, 0.93, 0.88], np.float32) + 0.3 * skin / skin.max()  # lit by what lights the skin
+    shown, points = speaking
+    gap = float(head.mouth_opening(points[None])[0])
     lips = points[list(INNER_UPPER + INNER_LOWER), :2]
     x0, y0 = np.maximum(np.floor(lips.min(0)) - 8, 0).astype(int)
     x1, y1 = np.ceil(lips.max(0)).astype(int) + 9
@@ -101,9 +105,10 @@ def take_mouth(image: np.ndarray, points: np.ndarray, gap: float) -> MouthPaint:
         cavity=skin * np.array([0.22, 0.12, 0.12], np.float32),
         teeth=tint * np.float32(white),
         tongue=0.55 * skin * np.array([1.1, 0.62, 0.62], np.float32),
-        own=image[y0:y1, x0:x1] if gap >= _OWN_MOUTH_MIN_GAP else None,
+        own=shown[y0:y1, x0:x1] if gap >= _OWN_MOUTH_MIN_GAP else None,
         own_alpha=cv2.GaussianBlur(alpha, (0, 0), 1.2),
         own_anchor=points[13, :2] - [x0, y0],
+        own_pose=head.fit_pose(points[None]),
     )
 
 
@@ -153,6 +158,13 @@ def _sample(
     return cv2.warpAffine(patch, matrix, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=border)
 
 
+def b_from_frame(own: head.Pose, pose: head.Pose) -> np.ndarray:
+    """The linear map (2, 2) on row vectors from frame px to portrait px, for what lies flat in the face."""
+    to_frame = pose.scale[0] * pose.rotation[0, :2, :2]
+    to_portrait = own.scale[0] * own.rotation[0, :2, :2]
+    return np.linalg.inv(to_frame) @ to_portrait
+
+
 def draw_eye(frame: np.ndarray, eye: Eyeball, points: np.ndarray, back: np.ndarray) -> None:
     """Draws one eyeball between its lids, into the frame (S, S, 3)."""
     lids = points[list(eye.outline), :2]
@@ -172,7 +184,7 @@ def draw_eye(frame: np.ndarray, eye: Eyeball, points: np.ndarray, back: np.ndarr
     there[:] = there + alpha * (lit - there) + 0.5
 
 
-def draw_mouth(frame: np.ndarray, paint: MouthPaint, points: np.ndarray, pose: head.Pose, back: np.ndarray) -> None:
+def draw_mouth(frame: np.ndarray, paint: MouthPaint, points: np.ndarray, pose: head.Pose) -> None:
     """Draws the inside of the mouth between the inner lips, into the frame (S, S, 3); nothing when they touch."""
     upper, lower = points[list(INNER_UPPER), :2], points[list(INNER_LOWER), :2]
     width = float(np.linalg.norm(points[61, :2] - points[291, :2]))
@@ -185,6 +197,7 @@ def draw_mouth(frame: np.ndarray, paint: MouthPaint, points: np.ndarray, pose: h
     x0, y0, x1, y1 = box
     inside = _paint_inside(paint, upper, lower, points[[61, 291], :2], pose, box)
     if paint.own is not None:
+        back = b_from_frame(paint.own_pose, pose)
         own = _sample(paint.own, paint.own_anchor, points[13, :2], back, box, cv2.BORDER_REPLICATE)
         own_alpha = _sample(paint.own_alpha, paint.own_anchor, points[13, :2], back, box, cv2.BORDER_CONSTANT)[..., None]
         inside += own_alpha * (own - inside)
@@ -212,7 +225,7 @@ def _paint_inside(
     tongue = _step(0.17 - 1.2 * u**2 - above, 0.06) * _step(below - 0.12, 0.08)
     inside += tongue[..., None] * (paint.tongue - inside)
     if paint.own is None:
-        teeth = _step(0.15 - 0.5 * u**2 - below, 0.025) * _step(0.34 - np.abs(u), 0.1)
+        teeth = _step(0.15 - 0.5 * u**2 - below, 0.025) * _step(0.43 - np.abs(u), 0.18)
         shade = (0.8 + 0.2 * np.clip(below / 0.06, 0, 1)) * (1 - 2.2 * u**2) * (1 - 0.045 * np.cos(2 * np.pi * u / 0.14) ** 8)
         teeth *= np.float32(np.clip(float((above + below).max()) / 0.15, 0.35, 1))  # barely parted lips keep them in the dark
         inside += teeth[..., None] * (paint.teeth * shade[..., None].astype(np.float32) - inside)

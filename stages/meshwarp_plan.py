@@ -26,6 +26,10 @@ INNER_LOWER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
 _MOUTH_CORNERS = (61, 291)
 _UPPER_LIP_SHARE = 0.25  # of an opening mouth; lower lip and chin take the rest
 _FOLD_SHARE = 0.6  # of a closing lid's way; the skin below the brow stretches then, and not the lashes
+_LOOKING = 0.5  # of an eye's own opening; where the lids are lower the mesh guesses the iris
+_MOST_GAZE = 0.25  # eye widths from the middle: farther no iris goes
+_STILL, _QUICK = 0.0025, 0.0045  # acceleration of the head in face sizes a frame a frame
+_CALM_FRAMES = 3.0
 _LID_MEETING = 0.2  # closed lids meet this far up from the lower one
 
 
@@ -39,8 +43,10 @@ class Script:
         mouth: (T,) inner lip gap over mouth width.
         smile: (T,) mouth width, head frame.
         eyes: (T, 2) right and left opening, 0 closed, 1 as open as A's mostly are.
-        gaze: (T, 2, 2) right and left iris from the middle of the eye, x y in eye widths.
+        gaze: (T, 2, 2) right and left iris from the middle of the eye, x y in eye widths; y from where A mostly looks, because up
+            and down an eye's outline says too little of where straight ahead is.
         boxes: (T, 4) face boxes in px.
+        calm: (T,) 1 where the head keeps still, 0 where it moves quickly.
     """
 
     scale: np.ndarray
@@ -52,6 +58,7 @@ class Script:
     eyes: np.ndarray
     gaze: np.ndarray
     boxes: np.ndarray
+    calm: np.ndarray
 
     def __len__(self) -> int:
         return len(self.scale)
@@ -67,24 +74,34 @@ class Face:
     Attributes:
         shape: (478, 3) as in the portrait, but with a closed mouth.
         mouth: inner lip gap over mouth width in the portrait.
-        gaze: (2, 2) as Script.gaze.
+        gaze: (2, 2) as `gaze_of` gives it.
+        eyes: (2,) right and left gap of the lids over the eye's width in the portrait.
     """
 
     shape: np.ndarray
     mouth: float
     gaze: np.ndarray
+    eyes: np.ndarray
 
 
 def write_script(points: np.ndarray, *, smoothing_frames: float, blink_floor: float) -> Script:
-    """A's motion from points (T, 478, 3) in px. `blink_floor` is the opening that the mesh shows on a closed eye."""
-    points = smooth(points.astype(np.float64), smoothing_frames)
+    """A's motion from points (T, 478, 3) in px. `blink_floor` is the opening that the mesh shows on a closed eye.
+
+    The head is smoothed twice as much while it keeps still, where all that is quick is the mesh's own shaking.
+    """
+    points = points.astype(np.float64)
+    calm = _calmness(points)
+    held_still = smooth(points, 2 * smoothing_frames)
+    points = smooth(points, smoothing_frames)
+    mouth, openings, gaze = head.mouth_opening(points), head.eye_opening(points)[:, ::-1], gaze_of(head.fit_pose(points).invert(points))
+    points += calm[:, None, None] * (held_still - points)
     pose = head.fit_pose(points)
     shape = pose.invert(points)
-    mouth = head.mouth_opening(points)
     # asking for open eyes too would bring raised brows into the neutral face, and B would look angry
     closed = mouth <= max(float(np.percentile(mouth, 25)), 0.05)
     neutral = np.median(shape[closed], 0)
-    openings = head.eye_opening(points)[:, ::-1]
+    gaze = held(gaze, (openings >= _LOOKING * np.median(openings, 0)).all(1))
+    gaze[..., 1] -= np.median(gaze[..., 1], 0)
     widest = np.maximum(np.percentile(openings, 75, axis=0), blink_floor + 0.08)
     return Script(
         scale=pose.scale.astype(np.float32),
@@ -94,9 +111,19 @@ def write_script(points: np.ndarray, *, smoothing_frames: float, blink_floor: fl
         mouth=mouth.astype(np.float32),
         smile=_mouth_width(shape).astype(np.float32),
         eyes=np.clip((openings - blink_floor) / (widest - blink_floor), 0, 1.3).astype(np.float32),
-        gaze=gaze_of(shape).astype(np.float32),
+        gaze=gaze.astype(np.float32),
         boxes=head.face_boxes(points).astype(np.float32),
+        calm=calm.astype(np.float32),
     )
+
+
+def _calmness(points: np.ndarray) -> np.ndarray:
+    """How still the head keeps (T,), 1 as still as the mesh can show, 0 where it moves quickly, of points (T, 478, 3)."""
+    if len(points) < 3:
+        return np.ones(len(points))
+    rigid = points[:, head.rigid_weights() > 0, :2] / np.median(head.face_size(head.face_boxes(points)))
+    shaking = np.pad(np.median(np.linalg.norm(np.diff(rigid, 2, axis=0), axis=-1), 1), 1, mode="edge")
+    return np.clip((_QUICK - smooth(shaking, _CALM_FRAMES)) / (_QUICK - _STILL), 0, 1)
 
 
 def read_face(points: np.ndarray) -> tuple[Face, head.Pose]:
@@ -104,7 +131,8 @@ def read_face(points: np.ndarray) -> tuple[Face, head.Pose]:
     pose = head.fit_pose(points[None])
     shape = pose.invert(points[None])
     closed = set_mouth(shape, np.zeros(1))[0]
-    return Face(closed, float(head.mouth_opening(points[None])[0]), gaze_of(shape)[0]), pose
+    eyes = head.eye_opening(points[None])[0, ::-1]
+    return Face(closed, float(head.mouth_opening(points[None])[0]), gaze_of(shape)[0], eyes), pose
 
 
 def act(face: Face, script: Script, *, expression_gain: float) -> np.ndarray:
@@ -112,8 +140,8 @@ def act(face: Face, script: Script, *, expression_gain: float) -> np.ndarray:
     expression = expression_gain * script.expression.astype(np.float64)
     expression *= _smile_room(face, expression, script)
     shape = set_mouth(face.shape + expression, script.mouth)
-    gaze = face.gaze + script.gaze - np.median(script.gaze, 0)
-    gaze[..., 0] = script.gaze[..., 0]  # sideways absolute; up and down an eye's outline says too little of where straight ahead is
+    gaze = script.gaze + face.gaze * [0, 1]
+    gaze[..., 0] = np.clip(gaze[..., 0], -_MOST_GAZE, _MOST_GAZE)
     for side in (0, 1):
         _set_eye(shape, face, expression, script.eyes[:, side], gaze[:, side], side)
     return shape
@@ -188,6 +216,14 @@ def gaze_of(shape: np.ndarray) -> np.ndarray:
         width = np.linalg.norm(shape[:, a] - shape[:, b], axis=-1)[:, None]
         sides.append((shape[:, iris[0], :2] - (shape[:, a, :2] + shape[:, b, :2]) / 2) / width)
     return np.stack(sides, 1)
+
+
+def held(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Values (T, ...) with those that are not known, bool (T,), on the straight line between those that are; as they are if none is."""
+    if not known.any():
+        return values
+    at, flat = np.flatnonzero(known), values.reshape(len(values), -1)
+    return np.stack([np.interp(np.arange(len(flat)), at, column[at]) for column in flat.T], 1).reshape(values.shape)
 
 
 def smooth(values: np.ndarray, sigma_frames: float) -> np.ndarray:

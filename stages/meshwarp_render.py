@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from stages import head
-from stages.meshwarp_layers import Eyeball, MouthPaint, draw_eye, draw_mouth
+from stages.meshwarp_layers import Eyeball, MouthPaint, b_from_frame, draw_eye, draw_mouth
 
 _COARSE = 4  # px of the frame per cell of the coarse map
 _RINGS = ((1.22, 0.18, 0.7), (1.65, 0.45, 0.3))  # hair and ears: times the oval, depth behind it, share of the oval's expression
@@ -116,17 +116,10 @@ def render_frame(b: Appearance, points: np.ndarray, pose: head.Pose, shape: np.n
     _refine(where, source, target[:, :2], face)
     frame = cv2.remap(b.image, where, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     back = b_from_frame(b.pose, pose)
-    draw_mouth(frame, b.mouth, points, pose, back)
+    draw_mouth(frame, b.mouth, points, pose)
     for eye in b.eyes:
         draw_eye(frame, eye, points, back)
     return frame
-
-
-def b_from_frame(own: head.Pose, pose: head.Pose) -> np.ndarray:
-    """The linear map (2, 2) on row vectors from frame px to portrait px, for what lies flat in the face."""
-    to_frame = pose.scale[0] * pose.rotation[0, :2, :2]
-    to_portrait = own.scale[0] * own.rotation[0, :2, :2]
-    return np.linalg.inv(to_frame) @ to_portrait
 
 
 def _visible(triangles: np.ndarray, target: np.ndarray) -> np.ndarray:

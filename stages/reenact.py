@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,12 +14,15 @@ from schemas.ids import pair_id
 from schemas.motion import Motion
 from schemas.sample import decode_image
 from schemas.units import Clip, Driving, Pair, Performance, PortraitUnit
+from schemas.video import decode_video
 from stages.encode import VideoWriter
 from stages.faces import TARGET, TRACK, read_track
+from stages.head import angle_between_deg, fit_pose, mouth_opening
 from stages.media import decode
 from stages.outputs import Outputs
 
 _APPEARANCES_KEPT = 16  # per worker
+_OPEN_MOUTH, _WIDE_MOUTH = 0.15, 0.5  # lip gap over mouth width: from where on a mouth shows its inside, and where wider shows no more
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,12 @@ class Portrait:
     Attributes:
         image: uint8 RGB (S, S, 3), cropped by the crop rule.
         points: float32 (478, 3) face mesh in px of `image`.
+        speaking: another still of B in the same light, with the mouth open, where there is one: what the inside of B's mouth looks like.
     """
 
     image: np.ndarray
     points: np.ndarray
+    speaking: Portrait | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,8 @@ class Reenact:
         if portrait.id not in self._appearances:
             if len(self._appearances) == _APPEARANCES_KEPT:
                 self._appearances.popitem(last=False)
-            self._appearances[portrait.id] = self._engine.appearance(read_portrait(portrait, out))
+            b = replace(read_portrait(portrait, out), speaking=read_speaking(portrait, out))
+            self._appearances[portrait.id] = self._engine.appearance(b)
         self._appearances.move_to_end(portrait.id)
         return self._appearances[portrait.id]
 
@@ -153,3 +159,23 @@ def view_of(clip: Clip, out: Outputs) -> ClipView:
 def read_portrait(portrait: PortraitUnit, out: Outputs) -> Portrait:
     points, _ = read_track(out.input(portrait.folder, portrait.track))
     return Portrait(decode_image(out.input(portrait.folder, portrait.image).read_bytes()), points[portrait.frame])
+
+
+def read_speaking(portrait: PortraitUnit, out: Outputs) -> Portrait | None:
+    """The frame that shows most of the mouth's inside, of the clip that the portrait is a still of; None without such a frame or clip."""
+    if not portrait.clip:
+        return None
+    points, _ = read_track(out.input(portrait.folder, portrait.track))
+    k = speaking_frame(points, portrait.frame)
+    if k is None:
+        return None
+    return Portrait(decode_video(out.input(portrait.folder, f"{portrait.clip}.{TARGET}"), first=k, count=1)[0], points[k])
+
+
+def speaking_frame(points: np.ndarray, still: int) -> int | None:
+    """The frame of mesh points (T, 478, 3) whose mouth is open and whose head is turned about as the still's; None where no mouth opens."""
+    pose = fit_pose(points)
+    opening = mouth_opening(points, pose)
+    turned_deg = angle_between_deg(pose.rotation, pose.rotation[still])
+    k = int(np.argmax(np.minimum(opening, _WIDE_MOUTH) - turned_deg / 60))
+    return k if opening[k] >= _OPEN_MOUTH else None
