@@ -16,8 +16,22 @@ import numpy as np
 import pyarrow.compute as pc
 
 from schemas.ids import digest
+from schemas.outlines import PROFILES, with_profile
 from schemas.regions import Regions, masked_driving, rasterise
-from schemas.sample import DRIVING, INDEX_NAME, INFO, REGIONS_MEMBER, SOURCE, TARGET, SampleInfo, decode_image, read_index, read_members
+from schemas.sample import (
+    CONTROLS,
+    DRIVING,
+    INDEX_NAME,
+    INFO,
+    REGIONS_MEMBER,
+    SOURCE,
+    TARGET,
+    SampleInfo,
+    decode_controls,
+    decode_image,
+    read_index,
+    read_members,
+)
 from schemas.video import decode_video
 
 _COLUMNS = ["sample", "digest", "tar", "members", "frames", "size_px"]
@@ -28,6 +42,7 @@ class StreamConfig:
     frames: int = 8  # of the window: the frames to be made, F in the paper
     history: int = 3  # frames before them, F'
     frame_px: int | None = None  # side that frames are resized to; None: as in the shards
+    regions: str = "default"  # what is shown of the driving face: a profile of schemas.outlines, tight, default or wide
     mask_dilation: float = 0.01  # region masks grow by this part of the frame's side, so that an outline's error cuts nothing off
     split: str = "train"
     seed: int = 0
@@ -64,10 +79,12 @@ class ShardStream:
         digest: names the samples and their bytes. A position means something only together with it.
 
     Raises:
-        ValueError: no index, no sample of the split, none long enough, or frames of several sizes and no `frame_px`.
+        ValueError: no index, no sample of the split, none long enough, frames of several sizes and no `frame_px`, or no such profile.
     """
 
     def __init__(self, folder: Path, config: StreamConfig) -> None:
+        if config.regions not in PROFILES:
+            raise ValueError(f"regions: there is no profile {config.regions!r}; there are {', '.join(PROFILES)}")
         self.folder, self.config = folder, config
         self.window = config.history + config.frames
         table = read_index(folder)
@@ -121,8 +138,9 @@ class ShardStream:
             raise ValueError(f"{self.folder / row['tar']}: sample {row['sample']}: {e}") from e
 
     def _read(self, row: dict[str, Any], epoch: int, position: int) -> Window:
-        members = read_members(self.folder, row, (INFO, SOURCE, TARGET, DRIVING, REGIONS_MEMBER))
-        missing = {INFO, SOURCE, TARGET, DRIVING, REGIONS_MEMBER} - set(members)
+        wanted = (INFO, SOURCE, TARGET, DRIVING, REGIONS_MEMBER, *([CONTROLS] if self.config.regions != "default" else []))
+        members = read_members(self.folder, row, wanted)
+        missing = set(wanted) - set(members)
         if missing:
             raise ValueError(f"members {sorted(missing)} are missing")
         info = SampleInfo.decode(members[INFO])  # refuses other formats
@@ -157,6 +175,8 @@ class ShardStream:
         regions = Regions.decode(members[REGIONS_MEMBER])
         if len(regions.valid) != frames:
             raise ValueError(f"regions of {len(regions.valid)} frames for a video of {frames}")
+        if self.config.regions != "default":
+            regions = with_profile(regions, decode_controls(members[CONTROLS])["driving_points"], self.config.regions)
         dilate_px = self.config.mask_dilation * size_px
         driving = decode_video(members[DRIVING], first=first, count=self.config.frames)
         masks = (rasterise(regions, first + t, size_px, dilate_px=dilate_px) for t in range(len(driving)))

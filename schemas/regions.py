@@ -1,8 +1,9 @@
 """Region masks: outlines of eyes, nose and mouth per frame, and the one function that turns them into pixels.
 
 Pixel convention: the point (x, y) = (0, 0) is the centre of the top-left pixel, so a frame of side S spans -0.5 .. S - 0.5.
-A pixel belongs to a region when its centre lies inside the outline or the outline itself, a line one pixel thin, runs through it
-(so a shut eye is a line and not nothing; half pixels round to the right and down), or within `dilate_px` of such a pixel.
+A pixel belongs to a region when its centre lies inside the outline, or the outline itself, a line one pixel thin between corners rounded
+to whole pixels, runs through it (so a shut eye is a line and not nothing; half pixels round to the right and down), or when it lies within
+`dilate_px` of such a pixel. A mirrored outline has the mirrored mask, but for pixels that the line touches.
 """
 
 from __future__ import annotations
@@ -58,16 +59,20 @@ def pad_outlines(outlines: Sequence[np.ndarray]) -> np.ndarray:
 
 def rasterise(regions: Regions, frame: int, size_px: int, *, dilate_px: float = 0.0) -> np.ndarray:
     """Masks of one frame, bool (4, size_px, size_px), in the order of REGIONS. Invalid regions are empty."""
-    masks = np.zeros((len(REGIONS), size_px, size_px), np.uint8)
-    scale = 1 << _FIXED_POINT_BITS
-    for mask, outline, valid in zip(masks, regions.outlines[frame], regions.valid[frame], strict=True):
-        if valid:
-            cv2.fillPoly(mask, [np.rint(outline * scale).astype(np.int32)], 1, cv2.LINE_8, _FIXED_POINT_BITS)
+    outlines, valid = regions.outlines[frame], regions.valid[frame]
+    # drawn on a larger frame and cut: where cv2 clips an outline it sets pixels that the outline does not touch
+    beyond = np.abs(outlines[valid] - (size_px - 1) / 2).max(initial=0) - (size_px - 1) / 2
+    margin, scale = int(np.clip(np.ceil(beyond), 0, size_px)), 1 << _FIXED_POINT_BITS
+    drawn = np.zeros((len(REGIONS), size_px + 2 * margin, size_px + 2 * margin), np.uint8)
+    for mask, outline, seen in zip(drawn, outlines, valid, strict=True):
+        if seen:
+            cv2.fillPoly(mask, [np.rint((outline + margin) * scale).astype(np.int32)], 1, cv2.LINE_8, _FIXED_POINT_BITS)
+    masks = drawn[:, margin : margin + size_px, margin : margin + size_px]
     if dilate_px > 0:
         radius = int(np.ceil(dilate_px))
         y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
         disc = (x**2 + y**2 <= dilate_px**2).astype(np.uint8)
-        masks = np.stack([cv2.dilate(m, disc) for m in masks])
+        masks = np.stack([cv2.dilate(np.ascontiguousarray(m), disc) for m in masks])
     return np.asarray(masks, np.bool_)
 
 

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from schemas.arrays import decode_arrays
+from schemas.facemesh import LEFT_EYE as LEFT_EYE
+from schemas.facemesh import LIPS_INNER as LIPS_INNER
+from schemas.facemesh import LIPS_OUTER as LIPS_OUTER
+from schemas.facemesh import NOSE as NOSE
+from schemas.facemesh import RIGHT_EYE as RIGHT_EYE
 
-# Ordered outlines over the mesh. Right and left are the person's own.
-RIGHT_EYE = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)
-LEFT_EYE = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
-LIPS_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
-LIPS_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
-NOSE = (168, 245, 188, 174, 217, 126, 142, 129, 98, 97, 2, 326, 327, 358, 371, 355, 437, 399, 412, 465)
 FACE_OVAL = (
     *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
     *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),

@@ -13,9 +13,23 @@ from pairset import FRAMES, INFO_TEMPLATE, SIZE_PX, members_of, regions_of, writ
 
 from model.stream import Prefetch, ShardStream, StreamConfig, Window, find_pair_set
 from schemas.ids import digest
-from schemas.regions import masked_driving, rasterise
-from schemas.sample import DRIVING, INDEX_NAME, INDEX_SCHEMA, INFO, REGIONS_MEMBER, SOURCE, TARGET, decode_image, read_members
+from schemas.outlines import outlines_of
+from schemas.regions import Regions, masked_driving, rasterise
+from schemas.sample import (
+    CONTROLS,
+    DRIVING,
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    INFO,
+    REGIONS_MEMBER,
+    SOURCE,
+    TARGET,
+    decode_image,
+    encode_controls,
+    read_members,
+)
 from schemas.video import decode_video
+from stages.head import Pose, canonical
 
 CONFIG = StreamConfig(frames=4, history=2)
 
@@ -80,6 +94,30 @@ def test_a_window_is_that_part_of_the_clip(pair_set: Path) -> None:
             at = first + CONFIG.history + t
             masks = rasterise(regions, at, SIZE_PX, dilate_px=0.01 * SIZE_PX)
             assert np.array_equal(frame, masked_driving(driving[at], masks))
+
+
+def test_another_region_profile_needs_no_other_shard(tmp_path: Path) -> None:
+    """The outlines of `wide` come from the mesh points that stand in the sample; without them a sentence says what is missing."""
+    frames = 12
+    pose = Pose(np.full(frames, 70.0), np.repeat(np.eye(3)[None], frames, 0), np.full((frames, 3), SIZE_PX / 2.0))
+    points = (np.rint(pose.apply(canonical()) * 32) / 32).astype(np.float32)  # as controls.npz keeps them
+    valid = np.ones((frames, 4), bool)
+    valid[:, 1] = False
+    none = np.zeros((frames, 4, 4))
+    samples = {"a": members_of("a", frames, tmp_path)}
+    samples["a"] |= {REGIONS_MEMBER: Regions(outlines_of(points), valid).encode(), CONTROLS: encode_controls(points, points, none, none)}
+    folder = write_pair_set(tmp_path / "set", samples)
+    window = ShardStream(folder, replace(CONFIG, regions="wide")).read(0)
+    at = window.first_frame + CONFIG.history
+    driving = decode_video(samples["a"][DRIVING])[at]
+    wide = rasterise(Regions(outlines_of(points, "wide"), valid), at, SIZE_PX, dilate_px=0.01 * SIZE_PX)
+    assert np.array_equal(window.driving[0], masked_driving(driving, wide))
+    assert not np.array_equal(window.driving, ShardStream(folder, CONFIG).read(0).driving)
+    with pytest.raises(ValueError, match="wide"):
+        ShardStream(folder, replace(CONFIG, regions="wild"))
+    bare = write_pair_set(tmp_path / "bare", {"a": members_of("a", frames, tmp_path)})
+    with pytest.raises(ValueError, match=r"controls\.npz.*missing"):
+        ShardStream(bare, replace(CONFIG, regions="wide")).read(0)
 
 
 def test_the_source_is_a_frame_of_the_target_outside_the_window(pair_set: Path) -> None:

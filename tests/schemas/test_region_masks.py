@@ -56,6 +56,53 @@ def test_triangles_cover_the_centres_inside_them(corners: list[tuple[float, floa
     assert not mask[(side < -1.1).any(0)].any()
 
 
+polygons = st.lists(st.tuples(st.floats(-3, 26), st.floats(-3, 26)), min_size=3, max_size=12)
+
+
+@given(polygons, st.floats(0, 3), st.floats(0, 3))
+def test_more_dilation_takes_nothing_away(corners: list[tuple[float, float]], a: float, b: float) -> None:
+    little, much = (rasterise(one_region(corners), 0, 24, dilate_px=d)[3] for d in sorted((a, b)))
+    assert (little <= much).all()
+    assert (rasterise(one_region(corners), 0, 24)[3] <= little).all()
+
+
+@given(polygons)
+def test_an_outline_alone_says_which_pixels(corners: list[tuple[float, float]]) -> None:
+    """Where it begins, and which way round it goes, changes a pixel that it just touches at most."""
+    masks = [rasterise(one_region(p), 0, 24)[3] for p in (corners, corners[1:] + corners[:1], corners[::-1])]
+    for other in masks[1:]:
+        assert not (masks[0] ^ other)[~touched(corners)].any()
+
+
+@given(polygons)
+def test_a_mirrored_outline_has_a_mirrored_mask(corners: list[tuple[float, float]]) -> None:
+    """Pixel x is pixel S - 1 - x of the mirror image, and so is its centre; only where an outline runs may a tie round otherwise."""
+    size = 24
+    mask = rasterise(one_region(corners), 0, size)[3]
+    turned = rasterise(one_region([(size - 1 - x, y) for x, y in corners]), 0, size)[3][:, ::-1]
+    assert not (mask ^ turned)[~touched(corners)].any()
+    upside_down = rasterise(one_region([(x, size - 1 - y) for x, y in corners]), 0, size)[3][::-1]
+    assert not (mask ^ upside_down)[~touched(corners)].any()
+
+
+def touched(corners: list[tuple[float, float]], size: int = 24) -> np.ndarray:
+    """Pixels whose centre lies within 1.5 px of the outline: the line that is drawn runs between corners rounded to whole px."""
+    a = np.array(corners)
+    b = np.roll(a, -1, 0)
+    at = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1)[:, :, None]
+    along = (((at - a) * (b - a)).sum(-1) / np.maximum(((b - a) ** 2).sum(-1), 1e-12)).clip(0, 1)
+    near: np.ndarray = np.linalg.norm(at - a - along[..., None] * (b - a), axis=-1).min(-1) < 1.5
+    return near
+
+
+def test_a_mirrored_outline_between_the_ties_has_exactly_the_mirrored_mask() -> None:
+    """Convex ones with corners on pixel centres, as they are drawn and as masks of mirrored training pictures want them."""
+    for corners in ([(3, 4), (12, 2), (15, 9), (6, 14)], [(2, 2), (17, 2), (17, 11), (2, 11)]):
+        mask = rasterise(one_region(corners), 0, 20)[3]
+        turned = rasterise(one_region([(19 - x, y) for x, y in corners]), 0, 20)[3][:, ::-1]
+        assert (mask ^ turned).sum() <= 0.02 * mask.sum()
+
+
 def test_dilation_reaches_that_far_and_no_further() -> None:
     """A pixel belongs when it lies within `dilate_px` of one that belongs: a disc, not a square."""
     mask = rasterise(one_region([(10, 10), (10, 10), (10, 10)]), 0, 21, dilate_px=3.0)[3]

@@ -228,7 +228,8 @@ def test_outlines_follow_the_points_in_the_order_of_the_format() -> None:
     regions = outline(points)
     assert regions.outlines.dtype == np.float32 and regions.valid.all()
     for k, loop in enumerate((LEFT_EYE, RIGHT_EYE, NOSE, LIPS_OUTER)):
-        np.testing.assert_array_equal(regions.outlines[:, k, : len(loop)], points[:, list(loop), :2])
+        atol = 2.0 if k < 2 else 0.3  # px of a face 110 px high; shut lids are kept apart
+        np.testing.assert_allclose(regions.outlines[:, k, : len(loop)], points[:, list(loop), :2], atol=atol)
     assert REGIONS == ("left_eye", "right_eye", "nose", "mouth")
 
 
