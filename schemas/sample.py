@@ -39,7 +39,7 @@ EXPRESSIONS = (
 )  # fmt: skip
 
 INDEX_NAME = "index.parquet"
-# Of pairs, what users choose samples by (stages.truth and others); null where it is not measured in this run.
+# Of pairs, what users choose samples by (stages.truth and others): -2 where A does too little to tell, null where nothing measures it.
 SCORES = (
     *("pose_error_deg", "centre_offset", "size_ratio", "mouth_correlation", "eye_correlation"),
     *("pose_error_p95_deg", "mouth_error", "eye_error", "gaze_correlation", "gaze_error", "motion_correlation", "lag_frames"),

@@ -340,10 +340,13 @@ def test_fingerprints_hold_the_network_and_no_threshold() -> None:
         return fingerprints(RunConfig(run="r", clips="c", identity=IdentityConfig(**identity)))  # type: ignore[arg-type]
 
     plain, with_network = prints(), prints(model="a.onnx", digest="1")
-    assert {k for k in plain if plain[k] != with_network[k]} == {"identity"}
+    assert {k for k in plain if plain[k] != with_network[k]} == {"identity", "regions"}  # pairs are scored with it, too
+    other_frames = prints(model="a.onnx", digest="1", frames=3)
+    assert {k for k in plain if other_frames[k] != with_network[k]} == {"identity"}
+    assert prints(near_duplicates="always")["regions"] == plain["regions"]
     assert with_network == prints(model="b.onnx", digest="1", min_similarity=0.9, max_hash_distance=1.0, min_agreement=0.1)
-    assert with_network != prints(model="a.onnx", digest="2")
-    assert with_network != prints(model="a.onnx", digest="1", normalise="imagenet")
+    for other in (prints(model="a.onnx", digest="2"), prints(model="a.onnx", digest="1", normalise="imagenet")):
+        assert {k for k in plain if other[k] != with_network[k]} == {"identity", "regions"}
 
 
 def test_a_worker_finds_the_network_that_the_run_began_with(base: Path, known: tuple[Path, Silent]) -> None:

@@ -10,11 +10,13 @@ import pytest
 from schemas.outcomes import REASONS
 from schemas.regions import REGIONS
 from stages.head import LEFT_EYE, LIPS_OUTER, NOSE, RIGHT_EYE, Pose, canonical, fit_pose, mirror_map, rotation_of
+from stages.likeness import Looks, likeness_scores
 from stages.pictures import PictureFaults
-from stages.quality import QualityGates, decide
+from stages.quality import GATES as GATES_TABLE
+from stages.quality import QualityGates, decide, worst
 from stages.reenact import Portrait
 from stages.regions import outline, pose_matrices
-from stages.truth import NOT_MEASURED, correlation, score
+from stages.truth import NOT_MEASURED, compare, correlation, score
 
 GATES = QualityGates()
 T = 60
@@ -218,6 +220,67 @@ def test_every_score_is_a_number() -> None:
         scores = score(performance(), driving)
         assert all(np.isfinite(v) and isinstance(v, float) for v in scores.values()), scores
         assert scores.keys() == score(performance(), performance()).keys()
+
+
+@pytest.mark.parametrize("frames", range(-4, 5))
+def test_a_shift_is_measured_in_frames(frames: int) -> None:
+    scores = score(performance(), np.roll(performance(), frames, 0))
+    assert scores["lag_frames"] == abs(frames) and scores["quick_correlation"] > 0.9
+
+
+def test_of_a_head_that_keeps_still_nothing_is_said() -> None:
+    rng = np.random.default_rng(0)
+    target, driving = (frozen(performance()) + rng.normal(0, 0.05, (T, 478, 3)).astype(np.float32) for _ in range(2))
+    scores = score(target, driving)
+    unsaid = ("motion_correlation", "quick_correlation", "lag_frames", "frozen_frames", "mouth_correlation", "eye_correlation")
+    assert all(scores[name] == NOT_MEASURED for name in unsaid) and scores["mirrored"] == 0
+    assert decide(scores, GATES).accepted and worst(scores, GATES)[0] < 1
+
+
+def test_a_frozen_half_is_counted() -> None:
+    driving = performance()
+    driving[30:] = driving[30]
+    scores = score(performance(), driving)
+    assert scores["frozen_frames"] == pytest.approx(0.5, abs=0.1) and decide(scores, GATES).reason == "frozen"
+
+
+def test_lost_frames_are_bridged_and_left_out() -> None:
+    driving = performance()
+    driving[[0, 17, 18, T - 1]] = np.nan
+    scores, details = compare(performance(), driving)
+    assert scores["lost_frames"] == pytest.approx(4 / T)
+    assert scores["pose_error_deg"] < 0.01 and scores["mouth_correlation"] > 0.999 and scores["jitter_ratio"] < 1.2
+    assert np.flatnonzero(np.isnan(details["mouth_driving"])).tolist() == [0, 17, 18, T - 1] and np.isfinite(details["mouth_target"]).all()
+
+
+def test_how_near_a_score_is_to_its_threshold() -> None:
+    gates = QualityGates(max_jitter_ratio=2.0, min_motion_correlation=0.5)
+    assert worst({"jitter_ratio": 1.0, "motion_correlation": 0.9}, gates) == (0.5, "jitter_ratio")
+    assert worst({"jitter_ratio": 0.1, "motion_correlation": 0.0, "lag_frames": NOT_MEASURED}, gates) == (2.0, "motion_correlation")
+    assert worst({"black_frames": 0.1}, gates)[0] > 1 and worst({"black_frames": 0.0}, gates)[0] == 0  # of which none is allowed
+
+
+def test_a_threshold_decides_by_itself() -> None:
+    """Each row of the table rejects for its own reason as soon as its score is beyond, and not before."""
+    for gate in GATES_TABLE:
+        bound = getattr(GATES, gate.field)
+        beyond, within = (bound - sign * 0.01 if gate.is_minimum else bound + sign * 0.01 for sign in (1, -1))
+        assert decide({gate.score: beyond}, GATES).reason == gate.reason and gate.reason in REASONS
+        assert decide({gate.score: within}, GATES).accepted
+
+
+def test_likeness_to_b_and_to_a() -> None:
+    def seen(patch: list[float], embedding: list[float] | None) -> Looks:
+        return Looks(np.array(patch), None if embedding is None else np.array(embedding))
+
+    b = seen([1, 0], [1.0, 0.0])
+    driving = {3: seen([1, 0], [0.8, 0.6]), 7: seen([0.6, 0.8], [1.0, 0.0]), 9: seen([0, 1], [np.nan, np.nan])}
+    performer = {3: seen([0, 1], [0.0, 1.0]), 7: seen([0, 1], [0.6, 0.8]), 9: seen([0, 1], [1.0, 0.0])}
+    scores = likeness_scores(driving, performer, b)
+    assert scores == pytest.approx({"target_likeness": 0.6, "csim_appearance": 0.9, "csim_performer": 0.6, "csim_margin": 0.3})
+    plain = {k: seen([0, 1], None) for k in driving}
+    assert likeness_scores(plain, performer, b) == {"target_likeness": 1.0}
+    assert likeness_scores({}, performer, b) == {"target_likeness": NOT_MEASURED}
 
 
 # --- outlines
