@@ -70,9 +70,12 @@ class Judge:
         driving = encoded(frames, clip.fps, clip.size_px)
         seen, _ = self._mesh.track(driving)
         target = decode_video(out.input(clip.folder, clip.file(TARGET)), first=pair.first, count=len(points))
+        target_seen, _ = self._mesh.track(target)
         scores = {
             "yaw_apart_deg": pair.yaw_apart_deg,
             **score(points, seen),
+            # how A shakes when looked at in the same way: from this frame on, and encoded
+            "jitter_ratio": score(target_seen, seen)["jitter_ratio"],
             **self._likeness(target, points, driving, seen, portrait),
             "target_mouth_std": float(head.mouth_opening(points).std()),
             "ms_per_frame": ms,

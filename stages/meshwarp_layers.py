@@ -93,7 +93,7 @@ def take_mouth(image: np.ndarray, points: np.ndarray, speaking: tuple[np.ndarray
     eyes = polygon_mask(points[list(head.RIGHT_EYE), :2], image.shape[:2]) | polygon_mask(points[list(head.LEFT_EYE), :2], image.shape[:2])
     white = float(np.percentile(image[eyes > 127].mean(1), 85)) if (eyes > 127).any() else float(skin.mean())
     white = np.clip(1.2 * white, 1.1 * skin.mean(), 245)  # glasses and shadow darken eyes, not teeth
-    tint = 0.7 * np.array([1.0, 0.93, 0.88], np.float32) + 0.3 * skin / skin.max()  # lit by what lights the skin
+    tint = 0.5 * np.array([1.0, 0.93, 0.88], np.float32) + 0.5 * skin / skin.max()  # lit by what lights the skin
     shown, points = speaking
     gap = float(head.mouth_opening(points[None])[0])
     lips = points[list(INNER_UPPER + INNER_LOWER), :2]
@@ -227,7 +227,7 @@ def _paint_inside(
     if paint.own is None:
         teeth = _step(0.15 - 0.5 * u**2 - below, 0.025) * _step(0.43 - np.abs(u), 0.18)
         shade = (0.8 + 0.2 * np.clip(below / 0.06, 0, 1)) * (1 - 2.2 * u**2) * (1 - 0.045 * np.cos(2 * np.pi * u / 0.14) ** 8)
-        teeth *= np.float32(np.clip(float((above + below).max()) / 0.15, 0.35, 1))  # barely parted lips keep them in the dark
+        teeth *= np.float32(np.clip((float((above + below).max()) - 0.05) / 0.12, 0.15, 1))  # barely parted lips keep them in the dark
         inside += teeth[..., None] * (paint.teeth * shade[..., None].astype(np.float32) - inside)
     return inside
 

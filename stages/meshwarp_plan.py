@@ -28,8 +28,9 @@ _UPPER_LIP_SHARE = 0.25  # of an opening mouth; lower lip and chin take the rest
 _FOLD_SHARE = 0.6  # of a closing lid's way; the skin below the brow stretches then, and not the lashes
 _LOOKING = 0.5  # of an eye's own opening; where the lids are lower the mesh guesses the iris
 _MOST_GAZE = 0.25  # eye widths from the middle: farther no iris goes
-_STILL, _QUICK = 0.0025, 0.0045  # acceleration of the head in face sizes a frame a frame
-_CALM_FRAMES = 3.0
+_STILL, _QUICK = 0.001, 0.0025  # acceleration of the head in face sizes a frame a frame, without what the mesh shakes
+_STILL_SMOOTHING = 4.0  # times as much as else
+_NOISE_FRAMES, _CALM_FRAMES = 1.5, 3.0
 _LID_MEETING = 0.2  # closed lids meet this far up from the lower one
 
 
@@ -87,16 +88,20 @@ class Face:
 def write_script(points: np.ndarray, *, smoothing_frames: float, blink_floor: float) -> Script:
     """A's motion from points (T, 478, 3) in px. `blink_floor` is the opening that the mesh shows on a closed eye.
 
-    The head is smoothed twice as much while it keeps still, where all that is quick is the mesh's own shaking.
+    The head, not the face that it makes, is smoothed four times as much while it keeps still: all that is quick then is the mesh's own
+    shaking.
     """
     points = points.astype(np.float64)
     calm = _calmness(points)
-    held_still = smooth(points, 2 * smoothing_frames)
+    head_points = points[:, _rigid()]
+    still = smooth(head_points, _STILL_SMOOTHING * smoothing_frames)
     points = smooth(points, smoothing_frames)
-    mouth, openings, gaze = head.mouth_opening(points), head.eye_opening(points)[:, ::-1], gaze_of(head.fit_pose(points).invert(points))
-    points += calm[:, None, None] * (held_still - points)
+    mouth, openings = head.mouth_opening(points), head.eye_opening(points)[:, ::-1]
+    shape = head.fit_pose(points).invert(points)
+    gaze = gaze_of(shape)
+    points[:, _rigid()] += calm[:, None, None] * (still - points[:, _rigid()])
     pose = head.fit_pose(points)
-    shape = pose.invert(points)
+    shape[:, _rigid()] = pose.invert(points[:, _rigid()])
     # asking for open eyes too would bring raised brows into the neutral face, and B would look angry
     closed = mouth <= max(float(np.percentile(mouth, 25)), 0.05)
     neutral = np.median(shape[closed], 0)
@@ -121,9 +126,13 @@ def _calmness(points: np.ndarray) -> np.ndarray:
     """How still the head keeps (T,), 1 as still as the mesh can show, 0 where it moves quickly, of points (T, 478, 3)."""
     if len(points) < 3:
         return np.ones(len(points))
-    rigid = points[:, head.rigid_weights() > 0, :2] / np.median(head.face_size(head.face_boxes(points)))
-    shaking = np.pad(np.median(np.linalg.norm(np.diff(rigid, 2, axis=0), axis=-1), 1), 1, mode="edge")
-    return np.clip((_QUICK - smooth(shaking, _CALM_FRAMES)) / (_QUICK - _STILL), 0, 1)
+    rigid = smooth(points[:, _rigid(), :2] / np.median(head.face_size(head.face_boxes(points))), _NOISE_FRAMES)
+    quick = np.pad(np.median(np.linalg.norm(np.diff(rigid, 2, axis=0), axis=-1), 1), 1, mode="edge")
+    return np.clip((_QUICK - smooth(quick, _CALM_FRAMES)) / (_QUICK - _STILL), 0, 1)
+
+
+def _rigid() -> np.ndarray:
+    return np.flatnonzero(head.rigid_weights())
 
 
 def read_face(points: np.ndarray) -> tuple[Face, head.Pose]:
@@ -227,9 +236,11 @@ def held(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def smooth(values: np.ndarray, sigma_frames: float) -> np.ndarray:
-    """Gaussian along time, (T, ...); the ends are mirrored."""
-    if sigma_frames <= 0 or len(values) < 2:
+    """Gaussian along time, (T, ...); beyond the ends it goes on as it came, so that what moves there does not stop."""
+    reach = min(int(np.ceil(3 * sigma_frames)), len(values) - 1)
+    if sigma_frames <= 0 or reach < 1:
         return values
-    flat = values.reshape(len(values), -1)
-    size = 2 * int(np.ceil(3 * sigma_frames)) + 1
-    return cv2.GaussianBlur(flat, (1, size), sigmaX=0, sigmaY=sigma_frames, borderType=cv2.BORDER_REFLECT_101).reshape(values.shape)
+    before, after = 2 * values[:1] - values[reach:0:-1], 2 * values[-1:] - values[-2 : -reach - 2 : -1]
+    flat = np.concatenate([before, values, after]).reshape(len(values) + 2 * reach, -1)
+    blurred = cv2.GaussianBlur(flat, (1, 2 * reach + 1), sigmaX=0, sigmaY=sigma_frames, borderType=cv2.BORDER_REFLECT_101)
+    return blurred[reach : reach + len(values)].reshape(values.shape)

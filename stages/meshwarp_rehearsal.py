@@ -15,8 +15,9 @@ from stages import head
 from stages.meshwarp_plan import Face, Script, gaze_of, held, smooth
 
 # Sigma in frames: what is seen shakes, and B must not shake with it; but a blink takes four frames.
-_TURN_FRAMES, _CALM_TURN_FRAMES, _MOUTH_FRAMES, _EYES_FRAMES, _GAZE_FRAMES = 0.7, 1.5, 0.5, 0.7, 1.0
+_TURN_FRAMES, _CALM_TURN_FRAMES, _MOUTH_FRAMES, _EYES_FRAMES, _GAZE_FRAMES = 0.7, 3.0, 0.5, 0.7, 1.0
 _MOST_TURN_DEG, _MOST_MOUTH, _MOST_EYES, _MOST_GAZE = 20.0, 0.3, 0.5, 0.08
+_SLOPES = (0.8, 3.0)
 _MIN_EYE_RANGE = 0.16  # between shut and open; for portraits that squint
 _LOOKING = 0.5  # of an eye's range: where the lids are lower the mesh guesses the iris
 
@@ -103,7 +104,8 @@ def learn(script: Script, face: Face, correction: Correction, seen: Seen, at: np
 
     calm = wanted.calm[:, None]
     turn_deg = calm * smooth(turn_deg, _CALM_TURN_FRAMES) + (1 - calm) * smooth(turn_deg, _TURN_FRAMES)
-    mouth = smooth(wanted.mouth - seen.mouth, _MOUTH_FRAMES)
+    told = correction.apply(script).part(at)
+    mouth = smooth((wanted.mouth - seen.mouth) / _slope(told.mouth, seen.mouth), _MOUTH_FRAMES)
     target = wanted.boxes.astype(np.float64)
     off = head.head_square(target) - head.head_square(seen.boxes)
     return Correction(
@@ -114,6 +116,12 @@ def learn(script: Script, face: Face, correction: Correction, seen: Seen, at: np
         size=correction.size * float(np.median(head.face_size(target)) / np.median(head.face_size(seen.boxes))),
         shift_px=correction.shift_px + off[:2],
     )
+
+
+def _slope(told: np.ndarray, seen: np.ndarray) -> float:
+    """How much more is seen when more is told: lips that part a little seem to part a lot."""
+    spread = told - told.mean()
+    return float(np.clip((spread @ seen) / max(float(spread @ spread), 1e-6), *_SLOPES))
 
 
 def _turns(vectors_deg: np.ndarray) -> np.ndarray:
