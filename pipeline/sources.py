@@ -37,14 +37,6 @@ def _read_csv(file: Path | pa.BufferReader) -> pa.Table:
 _MANIFESTS = {".csv": _read_csv, ".jsonl": pyarrow.json.read_json, ".parquet": pq.read_table}
 
 
-def list_sources(entries: str | Iterable[str], suffixes: frozenset[str], base: Path, *, must_match: bool = True) -> list[SourceFile]:
-    """Source files of globs, folders and manifests, relative to `base` or in S3, sorted by URI.
-
-    As `listing`.
-    """
-    return listing(entries, suffixes, base, must_match=must_match).sources
-
-
 class Listing(NamedTuple):
     """Source files, and the ids of those of which a manifest speaks: it has a column for what it says, if only to say nothing now."""
 
@@ -53,7 +45,9 @@ class Listing(NamedTuple):
 
 
 def listing(entries: str | Iterable[str], suffixes: frozenset[str], base: Path, *, must_match: bool = True) -> Listing:
-    """One listed twice counts once, with what a manifest says of it. `must_match`: an entry that matches nothing is an error.
+    """Source files of globs, folders and manifests, relative to `base` or in S3, sorted by URI.
+
+    One listed twice counts once, with what a manifest says of it. `must_match`: an entry that matches nothing is an error.
 
     Raises:
         ValueError: an entry that matches nothing or may not be listed, a damaged manifest or one without `uri`, two manifests that

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from faceclips import face_clip, moving_face, noise, photograph, write_clip
+from listed import list_sources
 from PIL import Image
 from s3server import S3Server
 from smallworld import CONFIG, EXPECTED, Finished, Silent, World
@@ -29,7 +30,7 @@ from pipeline.cli import app
 from pipeline.config import RunConfig, fingerprints
 from pipeline.ledger import Ledger, Record
 from pipeline.replay import find
-from pipeline.sources import CLIP_SUFFIXES, list_sources
+from pipeline.sources import CLIP_SUFFIXES
 from pipeline.state import read_prepared
 from pipeline.verify import diff, verify
 from pipeline.worker import ROW, StageWorker, row

@@ -11,10 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from listed import list_sources
 from s3server import S3Server
 
 import schemas.store
-from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources, says_nothing
+from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, says_nothing
 from schemas.files import StorageError
 from schemas.ids import digest, source_id
 from schemas.store import ObjectStore

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from faceclips import moving_face, photograph, write_clip
+from listed import list_sources
 from PIL import Image
 from smallworld import Finished, Silent, World
 from tinynet import tiny_network
@@ -24,7 +25,7 @@ from pipeline.people import identity_rows
 from pipeline.plan import split_of
 from pipeline.replay import find
 from pipeline.run import foresee_run, run
-from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources
+from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES
 from pipeline.status import status
 from pipeline.storage import parquet_bytes
 from pipeline.tables import SCHEMAS, load
