@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import tables
+from pipeline.added import sources_of
 from pipeline.config import RunConfig
 from pipeline.linked import write_linked
-from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, list_sources, says_nothing
+from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES, Listing, listing, says_nothing
 from pipeline.state import Generated, Prepared, source_verdict
 from pipeline.tombstones import read_tombstones
 from schemas.outcomes import Outcome, Verdict
@@ -39,27 +40,54 @@ def list_run(
 
     But for those that were forgotten, though the config may list them still; how many those are is said.
     """
+    known, tombstones = _known_sources(root), read_tombstones(root)
+    listed = {
+        kind: listing(entries, suffixes, base, must_match=not known[kind] and not tombstones)
+        for kind, entries, suffixes in (("clip", config.clips, CLIP_SUFFIXES), ("portrait", config.portraits, IMAGE_SUFFIXES))
+    }
+    return _with_listed(root, known, listed, save=save, say=say)
+
+
+def list_known(root: Store, portraits: Listing | None = None) -> tuple[list[SourceFile], list[SourceFile]]:
+    """All clip and portrait files ever listed for this run, and `portraits`; the config's entries are not looked at."""
+    return _with_listed(root, _known_sources(root), {"portrait": portraits} if portraits else {}, save=True)
+
+
+def _known_sources(root: Store) -> dict[str, dict[str, SourceFile]]:
+    """Kind -> id -> what was listed for the run so far, and what was added to it beside its config."""
+    known: dict[str, dict[str, SourceFile]] = {"clip": {}, "portrait": {s.id: s for s in sources_of(tables.load(root, "added"))}}
+    for r in tables.load(root, "sources"):
+        known[r["kind"]][r["source"]] = _source_of(r)
+    return known
+
+
+def _with_listed(
+    root: Store,
+    known: dict[str, dict[str, SourceFile]],
+    listed: Mapping[str, Listing],
+    *,
+    save: bool,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[list[SourceFile], list[SourceFile]]:
     tombstones, left_out = read_tombstones(root), 0
-    known = {(r["kind"], r["source"]): r for r in tables.load(root, "sources")}
     both: dict[str, list[SourceFile]] = {}
-    for kind, entries, suffixes in (("clip", config.clips, CLIP_SUFFIXES), ("portrait", config.portraits, IMAGE_SUFFIXES)):
-        before = {i: _source_of(r) for (k, i), r in known.items() if k == kind}
-        must_match = not before and not tombstones
-        listed = [s for s in list_sources(entries, suffixes, base, must_match=must_match) if not _within(s, root)]
-        # A bare file name takes nothing back of what a manifest once said.
-        now = {s.id: s for s in listed if not (s.id in before and says_nothing(s))}
+    for kind, before in known.items():
+        sources, told = listed.get(kind, Listing([], set()))
+        # A bare file name takes nothing back of what a manifest once said; an emptied cell does.
+        now = {s.id: s for s in sources if not is_within(s, root) and (s.id in told or s.id not in before or not says_nothing(s))}
         every = {**before, **now}.values()
         both[kind] = sorted(tombstones.let_in(every), key=lambda s: s.uri)
         left_out += len(every) - len(both[kind])
     if left_out:
         say(f"{left_out} of the files that are listed show somebody whom this run was told to forget; they are left out")
-    if save and any((k, s.id) not in known for k, sources in both.items() for s in sources):
-        rows = [known.get((k, s.id)) or _source_row(s, k) for k, sources in both.items() for s in sources]
+    on_file = {(r["kind"], r["source"]): r for r in tables.load(root, "sources")}
+    if save and any((k, s.id) not in on_file for k, sources in both.items() for s in sources):
+        rows = [on_file.get((k, s.id)) or _source_row(s, k) for k, sources in both.items() for s in sources]
         tables.save(root, "sources", rows)
     return both["clip"], both["portrait"]
 
 
-def _within(source: SourceFile, root: Store) -> bool:
+def is_within(source: SourceFile, root: Store) -> bool:
     """Whether a file is the run's own: a run inside its clips' folder must not feed on what it makes."""
     if isinstance(root, DiskStore):
         return Path(source.uri).is_relative_to(root.root)
@@ -108,7 +136,8 @@ def _save_units(root: Store, name: str, units: Sequence[Clip | PortraitUnit], ve
         verdict = verdicts[unit.id]
         looks = state.identity[unit.id].data if unit.id in state.identity else {}
         scores = {**unit.scores, **{f"identity_{k}": looks[k] for k in ("agreement", "agreement_min") if k in looks}}
-        origin = {"source": unit.source.id, "identity": unit.source.identity, "uri": unit.source.uri}
+        of_file = {"source": unit.source.id, "uri": unit.source.uri, "licence": unit.source.licence, "consent": unit.source.consent}
+        origin = {**of_file, "identity": unit.source.identity}
         ending = {"outcome": Outcome.DONE if verdict.accepted else Outcome.REJECTED, "reason": verdict.reason}
         copy = {"near_duplicate_of": state.near_duplicates.get(unit.id, "")}
         rows.append({**asdict(unit), **origin, **ending, **copy, "scores": scores, name[:-1]: unit.id})
@@ -116,12 +145,15 @@ def _save_units(root: Store, name: str, units: Sequence[Clip | PortraitUnit], ve
 
 
 def save_outcomes(root: Store, prepared: Prepared, generated: Generated | None) -> None:
-    rows = []
+    barred = _barred(prepared)
+    rows = list(barred.values())
     stages = [prepared.ingest, prepared.faces, prepared.portraits, prepared.identity]
     stages += [generated.motion, generated.reenact, generated.regions] if generated else []
     for records in stages:
         for r in records.values():
             fields: dict[str, Any] = {n: getattr(r, n) for n in tables.OUTCOMES.names}
+            if (r.stage, r.unit) in barred:
+                continue  # whatever was made of it while it was allowed
             if r.unit in prepared.duplicates and r.outcome == Outcome.DONE:
                 fields |= {"outcome": Outcome.REJECTED, "reason": "duplicate", "message": f"same content as {prepared.duplicates[r.unit]}"}
             rows.append(fields)
@@ -144,6 +176,16 @@ def save_outcomes(root: Store, prepared: Prepared, generated: Generated | None) 
         message = f"almost the same pictures as {of}" if of else ""
         rows.append(_verdict_row(unit, kind, parent, source_uri, stage, outcome, verdict.reason) | {"message": message})
     tables.save(root, "outcomes", rows)
+
+
+def _barred(state: Prepared) -> dict[tuple[str, str], dict[str, Any]]:
+    """Stage and source -> the outcome of a file that may not be used."""
+    rows = {}
+    for stage, kind, sources in (("ingest", "source", state.clip_sources), ("portraits", "portrait", state.image_sources)):
+        for s in sources:
+            if not (allowed := state.may_use(s)).accepted:
+                rows[stage, s.id] = _verdict_row(s.id, kind, "", s.uri, stage, Outcome.REJECTED, allowed.reason)
+    return rows
 
 
 def _verdict_row(unit: str, kind: str, parent: str, uri: str, stage: str, outcome: str, reason: str) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.cli_models import models_app
 from pipeline.interrupts import Terminated, interruptible
@@ -21,10 +21,15 @@ from pipeline.watch import ConsoleWatcher
 from schemas.files import StorageError, own_storage
 from schemas.outcomes import Outcome
 
+if TYPE_CHECKING:
+    from pipeline.books import Summary
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split(":")[0] if __doc__ else None
 )
 app.add_typer(models_app, name="models", help="Weights: what is expected where, digests, licences, and export to ONNX.")
+pairs_app = typer.Typer(no_args_is_help=True)
+app.add_typer(pairs_app, name="pairs", help="The pairs of a run: more people who appear.")
 console = Console(highlight=False, soft_wrap=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="a config file (YAML)")]
@@ -63,17 +68,34 @@ def run(
                 foresee_run(settings, base=config.parent, watcher=watcher)
                 return
             summary = run_pipeline(settings, base=config.parent, watcher=watcher, until=until)
+    _show(summary, settings.run)
+
+
+def _show(summary: Summary, run_: str) -> None:
     for name in ("sources", "clips", "pairs"):
         counts = getattr(summary, name)
         console.print(f"{name}: " + (", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "none"))
     if summary.reasons:
         console.print("reasons: " + ", ".join(f"{n} {reason}" for reason, n in summary.reasons.items()))
     if summary.unidentified:
-        console.print(
-            f"{summary.unidentified} could not be looked at by the identity network; `crosspair retry {settings.run}` takes them up"
-        )
+        console.print(f"{summary.unidentified} could not be looked at by the identity network; `crosspair retry {run_}` takes them up")
     if summary.shards:
         console.print(f"{summary.samples} samples in {summary.shards}")
+
+
+@pairs_app.command("add")
+def pairs_add(
+    run_: RunPath,
+    portraits: Annotated[list[str], typer.Argument(help="images, globs, folders or manifests")],
+    per_clip: Annotated[int, typer.Option(help="how many of them appear for a clip, beside those who do already")] = 1,
+) -> None:
+    """New people who appear: one more generation, which renders only what is missing."""
+    with _resumable():
+        from pipeline.run import add_portraits
+
+        with ConsoleWatcher(console) as watcher:
+            summary = add_portraits(run_, portraits, base=Path.cwd(), per_clip=per_clip, watcher=watcher)
+    _show(summary, run_)
 
 
 @app.command()
@@ -107,8 +129,17 @@ def verify(run_: RunPath) -> None:
 
 
 @app.command()
-def diff(run_a: RunPath, run_b: RunPath) -> None:
-    """Exit 0 only if two runs hold the same samples, byte for byte."""
+def diff(
+    run_a: RunPath,
+    run_b: Annotated[str, typer.Argument(help="another run", show_default=False)] = "",
+    sets: Annotated[tuple[str, str] | None, typer.Option(metavar="A B", help="instead of another run: two pair sets of this one")] = None,
+) -> None:
+    """Exit 0 only if two runs hold the same samples, byte for byte; or how two pair sets of one run compare."""
+    if bool(run_b) == bool(sets):
+        raise ValueError("crosspair diff RUN_A RUN_B, or crosspair diff RUN --sets A B")
+    if sets:
+        _compare(run_a, *sets)
+        return
     from pipeline.verify import diff as find_differences
 
     differences = find_differences(run_a, run_b)
@@ -116,6 +147,21 @@ def diff(run_a: RunPath, run_b: RunPath) -> None:
         console.print(difference)
     console.print("the same samples, byte for byte" if not differences else f"{len(differences)} differences")
     raise typer.Exit(bool(differences))
+
+
+def _compare(run_: str, a: str, b: str) -> None:
+    from pipeline.compare import compare_sets
+
+    found = compare_sets(run_, a, b)
+    console.print(f"samples: {found.both} in both, {len(found.only_a)} only in {a}, {len(found.only_b)} only in {b}")
+    for name, keys in ((a, found.only_a), (b, found.only_b)):
+        for key in keys:
+            console.print(f"only in {name}: {key}")
+    table = Table(Column("score", no_wrap=True), "pairs", a, b, f"{b} - {a}", "better", "worse", title="medians over the pairs of both")
+    for s in found.scores:
+        counts = (str(n) if n >= 0 else "" for n in (s.better, s.worse))
+        table.add_row(s.score, str(s.pairs), f"{s.median_a:.4g}", f"{s.median_b:.4g}", f"{s.difference:+.3g}", *counts)
+    console.print(table)
 
 
 @app.command()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from schemas.ids import fingerprint
+from schemas.ids import digest, fingerprint
 from stages.faces import Faces, FacesConfig
 from stages.gates import FaceGates
 from stages.identity import IdentityConfig
 from stages.ingest import Ingest, IngestConfig
+from stages.lineage import LineageConfig
 from stages.liveportrait_settings import MOTION_WEIGHTS, VERSION, LivePortraitConfig
 from stages.meshwarp import MeshWarp, MeshWarpConfig
 from stages.portraits import Portraits
@@ -108,6 +109,7 @@ class RunConfig:
     clips: str | list[str]  # globs, folders, or manifests (CSV, JSONL, Parquet) with a column `uri`
     portraits: str | list[str] = field(default_factory=list)  # likewise; stills of the clips themselves serve too
     portraits_from_clips: bool = True
+    lineage: LineageConfig = field(default_factory=LineageConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     ingest: IngestConfig = field(default_factory=IngestConfig)
     faces: FacesConfig = field(default_factory=FacesConfig)
@@ -182,6 +184,12 @@ def _engine(reenactor: ReenactorConfig) -> tuple[int, dict, dict, dict[str, str]
     unused = () if options.stitching else ("stitching", "retargeting")
     weights = {role: digest for role, digest in reenactor.digests.items() if role not in unused}
     return VERSION, options.motion_settings(), options.render_settings(), weights
+
+
+def weights_digest(config: RunConfig) -> str:
+    """One digest for all files of weights that draw the frames; "" where the engine has none."""
+    weights = _engine(config.reenactor)[3]
+    return digest(*(f"{role}={sha256}" for role, sha256 in sorted(weights.items()))) if weights else ""
 
 
 def _fields(config: object) -> dict:

@@ -30,6 +30,7 @@ _LINKED = "people are linked anew, from the embeddings that are there"
 _UNLINKED = "who is who says the manifest, or else the file; embeddings that are there link nobody, and stay"
 _COPIES = "near duplicates are looked for anew, among the hashes that are there"
 _DECIDES = {  # sections, or single settings of a section of which others are measured with
+    "lineage": "files are allowed or not by what the manifests say, and nothing that is known of them is measured again",
     "gates": "verdicts on clips are taken again, from the scores that are there",
     "portrait_gates": "verdicts on portraits are taken again, from the scores that are there",
     "identity.min_similarity": _LINKED,

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from pipeline import tables
+from pipeline.compare import every_two
 from pipeline.storage import read_run_file
 from pipeline.thresholds import Effect, effects
 from schemas.config import parse_config
@@ -56,11 +57,12 @@ def write_report(place: Place) -> str:
         "run": str(root).rsplit("/", 1)[-1],
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "config": yaml.safe_dump(run_file["config"], sort_keys=False),
-        "funnel": _funnel(root),
+        "funnel": _funnel(root, run_file["config"]["shards"]["name"] or run_file["config"]["reenactor"]["engine"]),
         "reasons": _reasons(root, outcomes),
         "thresholds": _thresholds(root, run_file["config"]),
         "problems": [r for r in outcomes if r["outcome"] in (Outcome.FAILED, Outcome.QUARANTINED)],
         "seconds": _seconds(outcomes),
+        "comparisons": every_two(root),
         "sets": [(folder.removeprefix("shards/"), *_sheets(root, folder)) for folder in root.folders("shards", depth=1)],
         "regions": REGIONS,
     }
@@ -70,10 +72,10 @@ def write_report(place: Place) -> str:
     return root.at("report/index.html")
 
 
-def _funnel(root: Store) -> list[dict[str, Any]]:
+def _funnel(root: Store, set_name: str) -> list[dict[str, Any]]:
     """Rows of the funnel: what goes in, what is left at each step, as a share of the widest."""
     sources = tables.load(root, "sources")
-    clips, samples = tables.load(root, "clips"), tables.load(root, "samples")
+    clips, samples = tables.load(root, "clips"), [s for s in tables.load(root, "samples") if s["set"] == set_name]
     stills = [s for s in sources if s["kind"] == "portrait"]
     files = [s for s in sources if s["kind"] == "clip"]
 
@@ -138,7 +140,7 @@ def _sheets(root: Store, name: str) -> tuple[int, list[Sheet]]:
     """How many samples the set holds, and sheets of the worst ones by head pose error."""
     folder = root.sub(name)
     rows = read_index(folder).to_pylist()
-    scores = {s["pair"]: s["scores"] for s in tables.load(root, "samples")}
+    scores = {s["pair"]: s["scores"] for s in tables.load(root, "samples") if f"shards/{s['set']}" == name}
     worst = sorted(rows, key=lambda r: -r["pose_error_deg"])[:_MAX_SHEETS]
     sheets = []
     for r in worst:

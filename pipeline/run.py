@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
 from pipeline import tables
-from pipeline.books import Summary, list_run, save_outcomes, save_prepared, summarise
-from pipeline.config import RunConfig, fingerprints
+from pipeline.added import deal_added, note
+from pipeline.books import Summary, is_within, list_known, list_run, save_outcomes, save_prepared, summarise
+from pipeline.compare import sets_of
+from pipeline.config import RunConfig, fingerprints, weights_digest
 from pipeline.engine import on_this_cluster, with_expressions, with_weights
 from pipeline.executor import cluster, run_graph
 from pipeline.face_networks import with_face_networks
@@ -23,14 +26,15 @@ from pipeline.pack import pack
 from pipeline.people import embeddings_of, identity_rows, likenesses
 from pipeline.plan import grow, planned_pairs, with_generation
 from pipeline.redo import foresee, remember
-from pipeline.samples import sample_of
-from pipeline.sources import absolute
-from pipeline.state import Generated, Prepared, read_generated, read_prepared
+from pipeline.samples import lineage_of, sample_of
+from pipeline.sources import IMAGE_SUFFIXES, Listing, absolute, listing
+from pipeline.state import Generated, Prepared, read_generated, read_prepared, source_verdict
 from pipeline.storage import exclusive, read_run_file
 from pipeline.tombstones import read_tombstones
+from schemas.config import parse_config
 from schemas.ids import digest
 from schemas.outcomes import Outcome
-from schemas.store import DiskStore, Store, open_store
+from schemas.store import DiskStore, Place, Store, open_store
 from schemas.units import SourceFile
 
 STEPS = ("prepare", "plan", "generate", "pack")
@@ -80,6 +84,64 @@ def run(config: RunConfig, *, base: Path, watcher: Watcher, until: str = "pack")
             _pack(root, config, generated, watcher)
         Ledger(root).compact()
         return summarise(root, config, prepared, generated)
+
+
+def add_portraits(place: Place, portraits: Sequence[str], *, base: Path, per_clip: int = 1, watcher: Watcher) -> Summary:
+    """Brings new people to appear into a run: one more generation of its plan, which gives each clip up to `per_clip` of them.
+
+    Works with the config that the run went on with last. What was killed in the middle goes on where it stood, by this or by `run`.
+
+    Args:
+        portraits: image files, globs, folders or manifests, relative to `base` or in S3, as `portraits` of a config.
+
+    Raises:
+        ValueError: what the user can mend: no run, or one that has no plan yet or would come out otherwise now; nothing to list.
+    """
+    if per_clip < 1:
+        raise ValueError(f"--per-clip {per_clip}: at least 1")
+    root = open_store(place)
+    read_run_file(root)  # or its error, before there is a folder
+    with exclusive(root):
+        before = read_run_file(root)
+        config = parse_config(RunConfig, before["config"], where=root.at("run.yaml"))
+        _ready_for_more(root, config, before)
+        Ledger(root).close_attempts()
+        root.clear_unfinished()
+        enforce(root, watcher.say)
+        found = listing(portraits, IMAGE_SUFFIXES, base)
+        named = read_tombstones(root).let_in(s for s in found.sources if not is_within(s, root))
+        if len(named) < len(found.sources):
+            watcher.say(f"{len(found.sources) - len(named)} of the files are the run's own, or show somebody whom it was told to forget")
+        rows = {r["source"] for r in note(root, Listing(named, found.told), per_clip)}
+        clips, images = list_known(root, Listing([s for s in named if s.id in rows], found.told))
+        _write_run_file(root, config, base, before, watcher)
+        with cluster(config.ray) as start:
+            prepared = _prepare(root, config, clips, images, watcher, start, look_again=rows)
+            _say_of(named, prepared, watcher)
+            _plan(root, config, prepared, watcher, only_added=True)
+            generated = _generate(root, config, prepared, watcher, start)
+        _pack(root, config, generated, watcher)
+        Ledger(root).compact()
+        return summarise(root, config, prepared, generated)
+
+
+def _ready_for_more(root: Store, config: RunConfig, before: dict[str, Any]) -> None:
+    """Raises ValueError for a run whose clips are not all known, or of which this version would make other bytes."""
+    prints = fingerprints(config)
+    if changed := [stage for stage, p in prints.items() if before["fingerprints"].get(stage) != p]:
+        raise ValueError(f"{root}: this version makes {', '.join(changed)} otherwise; `crosspair run` with its config first")
+    clips, images = list_known(root)
+    added = {r["source"] for r in tables.load(root, "added")}
+    state = read_prepared(root, config, clips, [s for s in images if s.id not in added])
+    if state.due() or not len(tables.pairs(root)):
+        raise ValueError(f"{root}: not all clips are planned yet; `crosspair run` its config first, or name the portraits there")
+
+
+def _say_of(named: Sequence[SourceFile], state: Prepared, watcher: Watcher) -> None:
+    verdicts = [source_verdict(s, "portrait", state) for s in named]
+    counts = Counter(reason or outcome for outcome, reason in verdicts if outcome != Outcome.DONE)
+    refused = "".join(f", {n} {what}" for what, n in sorted(counts.items()))
+    watcher.say(f"{len(named) - counts.total()} of {len(named)} portraits can appear{refused}")
 
 
 def _with_models(config: RunConfig, base: Path, root: Store, before: dict[str, Any] | None, watcher: Watcher) -> RunConfig:
@@ -156,10 +218,13 @@ def _prepare(
     images: Sequence[SourceFile],
     watcher: Watcher,
     start: Callable[[], None],
+    *,
+    look_again: Set[str] | None = None,
 ) -> Prepared:
+    """`look_again`: only these sources are looked at for changes of their files; by default all."""
     state = read_prepared(root, config, clips, images)
     prints = fingerprints(config)
-    for stage, units in state.changed().items():
+    for stage, units in state.changed(look_again).items():
         if units:
             watcher.say(f"{len(units)} files have changed since they were looked at ({stage}): done again")
             Ledger(root).forget(stage, prints[stage], units)
@@ -180,7 +245,8 @@ def _prepare(
     return state
 
 
-def _plan(root: Store, config: RunConfig, state: Prepared, watcher: Watcher) -> Generated:
+def _plan(root: Store, config: RunConfig, state: Prepared, watcher: Watcher, *, only_added: bool = False) -> Generated:
+    """The plan with its next generations: one for what was added at one time, and, without `only_added`, one for what clips lack."""
     portraits = state.accepted_portraits
     clips = state.accepted_clips
     settings = config.pairs
@@ -196,18 +262,24 @@ def _plan(root: Store, config: RunConfig, state: Prepared, watcher: Watcher) -> 
                 watcher.say(f"warning: the manifest says two people, the network says one: {person.name} and {other} ({alike:.2f})")
     earlier = tables.pairs(root)
     before = read_generated(root, config, state, planned_pairs(earlier))
-    new = grow(
+    next_generation = partial(
+        grow,
         clips,
         portraits,
-        earlier,
-        {r["identity"]: r["split"] for r in people},
-        settings,
+        split={r["identity"]: r["split"] for r in people},
+        rules=settings,
         resting={p.pair for p in before.planned} - {p.pair for p in before.live()},
         embeddings=embeddings_of(state.people, likenesses(state.identity), config.identity) if settings.asks_for_similarity else None,
     )
-    watcher.step("plan", len(new))
-    tables.save_pairs(root, with_generation(earlier, new))
-    return read_generated(root, config, state, [*before.planned, *planned_pairs(new)])
+    added = tables.load(root, "added")
+    plan = deal_added(added, earlier, portraits, next_generation)
+    if added:
+        tables.save(root, "added", added)  # before the plan: what is dealt in a generation that is not there is dealt again
+    if not only_added:
+        plan = with_generation(plan, next_generation(plan))
+    watcher.step("plan", len(plan) - len(earlier))
+    tables.save_pairs(root, plan)
+    return read_generated(root, config, state, planned_pairs(plan))
 
 
 def _generate(root: Store, config: RunConfig, prepared: Prepared, watcher: Watcher, start: Callable[[], None]) -> Generated:
@@ -226,18 +298,29 @@ def _generate(root: Store, config: RunConfig, prepared: Prepared, watcher: Watch
 
 
 def _pack(root: Store, config: RunConfig, state: Generated, watcher: Watcher) -> None:
-    samples = [sample_of(root, state, p) for p in state.live() if state.verdict(p)[0] == Outcome.DONE]
+    weights = weights_digest(config)
+    samples = [sample_of(root, state, p, weights) for p in state.live() if state.verdict(p)[0] == Outcome.DONE]
     watcher.step("pack", len(samples))
     folder = root.sub(f"shards/{config.set_name}")
     with_scores = bool(config.controls.expressions)
     index = pack(folder, samples, max_mb=config.shards.max_mb, seed=config.pairs.seed, progress=watcher.say, expressions=with_scores)
     tar_of = dict(zip(index["sample"].to_pylist(), index["tar"].to_pylist(), strict=True))
-    rows = []
+    rows = _of_other_sets(root, config, state, watcher)
     for p in state.planned:
         outcome, reason = state.verdict(p)
-        fields = {k: v for k, v in asdict(p).items() if k != "generation"} | state.people(p)
+        fields = {k: v for k, v in asdict(p).items() if k != "generation"} | state.people(p) | lineage_of(state, p, weights)
         scores = state.regions[p.pair].data if p.pair in state.regions else {}
         rows.append(
             {**fields, "set": config.set_name, "outcome": outcome, "reason": reason, "tar": tar_of.get(p.pair, ""), "scores": scores}
         )
     tables.save(root, "samples", rows)
+
+
+def _of_other_sets(root: Store, config: RunConfig, state: Generated, watcher: Watcher) -> list[dict[str, Any]]:
+    """Rows of the samples of the pair sets that were made with other settings: they stand as they are."""
+    others = [name for name in sets_of(root) if name != config.set_name]
+    rows = [r for r in tables.load(root, "samples") if r["set"] in others] if others else []
+    live = {p.pair for p in state.live()}
+    for name, n in Counter(r["set"] for r in rows if r["tar"] and r["pair"] not in live).items():
+        watcher.say(f"warning: pair set {name} still holds {n} samples of pairs that rest now; they go when its own config is run")
+    return rows

@@ -6,7 +6,7 @@ import glob
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv
@@ -23,7 +23,10 @@ CLIP_SUFFIXES = frozenset(
     f".{s}" for s in ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts", "264", "h264", "ogv", "ogg", "flv", "3gp")
 )
 IMAGE_SUFFIXES = frozenset(f".{s}" for s in ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp"))
-_TEXT = {name: pa.string() for name in ("uri", "identity", "licence", "consent")}  # "007" is a name, not a number
+_SAID = {"identity", "licence", "consent"}
+_TEXT = {name: pa.string() for name in ("uri", *_SAID)}  # "007" is a name, not a number
+Listed = tuple[list[SourceFile], bool]
+"""What an entry lists, and whether it is a manifest that speaks of it."""
 
 
 def _read_csv(file: Path | pa.BufferReader) -> pa.Table:
@@ -37,7 +40,20 @@ _MANIFESTS = {".csv": _read_csv, ".jsonl": pyarrow.json.read_json, ".parquet": p
 def list_sources(entries: str | Iterable[str], suffixes: frozenset[str], base: Path, *, must_match: bool = True) -> list[SourceFile]:
     """Source files of globs, folders and manifests, relative to `base` or in S3, sorted by URI.
 
-    One listed twice counts once, with what a manifest says of it. `must_match`: an entry that matches nothing is an error.
+    As `listing`.
+    """
+    return listing(entries, suffixes, base, must_match=must_match).sources
+
+
+class Listing(NamedTuple):
+    """Source files, and the ids of those of which a manifest speaks: it has a column for what it says, if only to say nothing now."""
+
+    sources: list[SourceFile]
+    told: set[str]
+
+
+def listing(entries: str | Iterable[str], suffixes: frozenset[str], base: Path, *, must_match: bool = True) -> Listing:
+    """One listed twice counts once, with what a manifest says of it. `must_match`: an entry that matches nothing is an error.
 
     Raises:
         ValueError: an entry that matches nothing or may not be listed, a damaged manifest or one without `uri`, two manifests that
@@ -45,8 +61,10 @@ def list_sources(entries: str | Iterable[str], suffixes: frozenset[str], base: P
         StorageError: an object store fails.
     """
     found: dict[str, SourceFile] = {}
+    told: set[str] = set()
     for entry in [entries] if isinstance(entries, str) else entries:
-        listed = _expand_object(entry, suffixes, must_match) if is_object(entry) else list(_expand(entry, suffixes, base))
+        listed, speaks = _expand_object(entry, suffixes, must_match) if is_object(entry) else _expand(entry, suffixes, base)
+        told |= {s.id for s in listed if speaks}
         if not listed and must_match:
             raise ValueError(f"{entry}: matches no file; give a folder, a glob or a manifest, relative to {base} or in s3://")
         for source in listed:
@@ -57,26 +75,26 @@ def list_sources(entries: str | Iterable[str], suffixes: frozenset[str], base: P
                 raise ValueError(f"{entry}: says other things of {source.uri} than an entry before it; keep one of them")
     if (an_object := next(filter(is_object, found), None)) is not None:
         open_store(an_object)  # says so where s3fs is missing; else each unit would
-    return sorted(found.values(), key=lambda s: s.uri)
+    return Listing(sorted(found.values(), key=lambda s: s.uri), told)
 
 
-def _expand(entry: str, suffixes: frozenset[str], base: Path) -> Iterable[SourceFile]:
+def _expand(entry: str, suffixes: frozenset[str], base: Path) -> Listed:
     path = base / Path(entry).expanduser()
     if path.suffix.lower() in _MANIFESTS and path.is_file():
         return _manifest(str(path))
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and not p.is_dir() and not p.name.startswith("."))
-        return [_source(_uri(p)) for p in files]
+        return [_source(_uri(p)) for p in files], False
     if path.exists() or path.is_symlink():
-        return [_source(_uri(path))]
+        return [_source(_uri(path))], False
     pattern = str(Path(entry).expanduser())  # `base` is no part of it: brackets in it are brackets
     matches = sorted(base / p for p in glob.glob(pattern, root_dir=base, recursive=True))  # noqa: PTH207 -- Path.glob takes no absolute one
-    return [_source(_uri(p)) for p in matches if not p.is_dir()]
+    return [_source(_uri(p)) for p in matches if not p.is_dir()], False
 
 
-def _expand_object(entry: str, suffixes: frozenset[str], must_match: bool) -> list[SourceFile]:
+def _expand_object(entry: str, suffixes: frozenset[str], must_match: bool) -> Listed:
     uris = match_objects(entry, suffixes, must_exist=must_match)
-    return _manifest(entry) if uris == [entry] and suffix_of(entry) in _MANIFESTS else [_source(u) for u in uris]
+    return _manifest(entry) if uris == [entry] and suffix_of(entry) in _MANIFESTS else ([_source(u) for u in uris], False)
 
 
 def absolute(entry: str, base: Path) -> str:
@@ -99,7 +117,7 @@ def says_nothing(source: SourceFile) -> bool:
     return source == _source(source.uri)
 
 
-def _manifest(place: str) -> list[SourceFile]:
+def _manifest(place: str) -> Listed:
     try:
         table: pa.Table = _MANIFESTS[suffix_of(place)](pa.BufferReader(read_object(place)) if is_object(place) else Path(place))
     except (pa.ArrowException, OSError) as e:
@@ -109,7 +127,7 @@ def _manifest(place: str) -> list[SourceFile]:
     rows = table.to_pylist()
     if not all(r["uri"] for r in rows):
         raise ValueError(f"{place}: a row has no uri")
-    return [_source(_from(place, str(r["uri"])), r) for r in rows]
+    return [_source(_from(place, str(r["uri"])), r) for r in rows], bool(_SAID & set(table.column_names))
 
 
 def _from(manifest: str, uri: str) -> str:

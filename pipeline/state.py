@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,9 @@ from pipeline.worker import file_states, row
 from schemas.outcomes import ACCEPTED, Outcome, Verdict
 from schemas.store import Store
 from schemas.units import Clip, Driving, Pair, Performance, PortraitUnit, Shot, SourceFile
-from stages import gates, quality
+from stages import gates, lineage, quality
+from stages.gates import FaceGates
+from stages.lineage import LineageConfig
 from stages.portraits import portrait_of_clip
 
 
@@ -51,6 +53,7 @@ class Prepared:
     linked: Linked  # the same without identities, as it is kept
     since: dict[str, int]  # clip, image portrait or source -> when it was first accepted, or its content taken, by the tables
     identifies: bool  # whether there is anything to measure of who is who
+    rules: LineageConfig  # of what may be used; what may not is not looked at, and what is known of it counts for nothing
 
     @cached_property
     def shots_of(self) -> defaultdict[str, list[str]]:
@@ -70,6 +73,10 @@ class Prepared:
             found["portrait", still.source.id].append(self.still_verdicts[still.id])
         return found
 
+    def may_use(self, source: SourceFile) -> Verdict:
+        """By what the manifest says of the file."""
+        return lineage.decide(source, self.rules)
+
     @property
     def accepted_clips(self) -> list[Clip]:
         return [c for c in self.clips if self.clip_verdicts[c.id].accepted]
@@ -78,21 +85,26 @@ class Prepared:
     def accepted_portraits(self) -> list[PortraitUnit]:
         return [p for p in (*self.stills, *self.clip_stills) if self.still_verdicts[p.id].accepted]
 
-    def changed(self) -> dict[str, set[str]]:
-        """Stage -> sources whose file is there and is not the one in the record any more: replaced, mended, or back again."""
-        both = (("ingest", self.clip_sources, self.ingest), ("portraits", self.image_sources, self.portraits))
-        now = file_states(s.uri for _, sources, records in both for s in sources if s.id in records)
-        return {
-            stage: {s.id for s in sources if s.id in records and _differs(now[s.uri], records[s.id])} for stage, sources, records in both
-        }
+    def changed(self, among: Set[str] | None = None) -> dict[str, set[str]]:
+        """Stage -> sources whose file is there and is not the one in the record any more: replaced, mended, or back again.
+
+        `among`: only these sources are looked at.
+        """
+        both = [
+            (stage, [s for s in sources if s.id in records and (among is None or s.id in among)], records)
+            for stage, sources, records in (("ingest", self.clip_sources, self.ingest), ("portraits", self.image_sources, self.portraits))
+        ]
+        now = file_states(s.uri for _, sources, _ in both for s in sources)
+        return {stage: {s.id for s in sources if _differs(now[s.uri], records[s.id])} for stage, sources, records in both}
 
     def due(self) -> list[dict[str, str]]:
         """Rows that the prepare graph has yet to work on, as far as is known: who is in a clip is due when the clip is there."""
-        rows = [row("ingest", s) for s in self.clip_sources if s.id not in self.ingest]
-        rows += [row("faces", s) for s in self.shots if s.id not in self.faces]
-        rows += [row("portraits", s) for s in self.image_sources if s.id not in self.portraits]
+        rows = [row("ingest", s) for s in self.clip_sources if s.id not in self.ingest and self.may_use(s).accepted]
+        rows += [row("faces", s) for s in self.shots if s.id not in self.faces and self.may_use(s.source).accepted]
+        rows += [row("portraits", s) for s in self.image_sources if s.id not in self.portraits and self.may_use(s).accepted]
         units: tuple[Clip | PortraitUnit, ...] = (*self.clips, *self.stills)
-        return rows + [row("identity", u) for u in units if self.identifies and u.id not in self.identity]
+        unseen = [u for u in units if self.identifies and u.id not in self.identity]
+        return rows + [row("identity", u) for u in unseen if self.may_use(u.source).accepted]
 
 
 def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceFile], image_sources: Sequence[SourceFile]) -> Prepared:
@@ -103,13 +115,14 @@ def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceF
     shots = [replace(s, source=by_id[r.unit]) for r in ingest.values() if r.unit in by_id for s in _units(Shot, r.children)]
     identity_rows = tables.load(root, "identities")
     since = _since(root, identity_rows)
-    duplicates = _duplicates(clip_sources, ingest, since) | _duplicates(image_sources, portraits, since)
+    rules = config.lineage
+    duplicates = _duplicates(clip_sources, ingest, since, rules) | _duplicates(image_sources, portraits, since, rules)
     firsts = [s for s in shots if s.source.id not in duplicates and s.id in found]
     clips = _by_id(replace(c, source=s.source) for s in firsts for c in _units(Clip, found[s.id].children))
     images = [r for r in portraits.values() if r.unit in images_by_id and r.unit not in duplicates]
     stills = _by_id(replace(p, source=images_by_id[r.unit]) for r in images for p in _units(PortraitUnit, r.children))
-    clip_verdicts = {c.id: gates.decide(c.scores, config.gates) for c in clips}
-    still_verdicts = {p.id: gates.decide(p.scores, config.portrait_gates) for p in stills}
+    clip_verdicts = {c.id: _verdict(c, config.gates, rules) for c in clips}
+    still_verdicts = {p.id: _verdict(p, config.portrait_gates, rules) for p in stills}
     known, looks = Earlier.of(identity_rows), likenesses(identity)
     near_duplicates = copies([c for c in clips if clip_verdicts[c.id].accepted], looks, config.identity, since)
     near_duplicates |= copies([p for p in stills if still_verdicts[p.id].accepted], looks, config.identity, since)
@@ -141,7 +154,13 @@ def read_prepared(root: Store, config: RunConfig, clip_sources: Sequence[SourceF
         linked=linked,
         since=since,
         identifies=config.identity.measures,
+        rules=rules,
     )
+
+
+def _verdict(unit: Clip | PortraitUnit, thresholds: FaceGates, rules: LineageConfig) -> Verdict:
+    allowed = lineage.decide(unit.source, rules)
+    return gates.decide(unit.scores, thresholds) if allowed.accepted else allowed
 
 
 def _units(cls: type, children: Iterable[dict[str, Any]]) -> list[Any]:
@@ -171,14 +190,17 @@ def _since(root: Store, identities: Sequence[dict[str, Any]]) -> dict[str, int]:
     return dict.fromkeys(units | {m for r in identities for m in r["members"]}, 0)
 
 
-def _duplicates(sources: Sequence[SourceFile], records: dict[str, Record], since: Mapping[str, int]) -> dict[str, str]:
+def _duplicates(
+    sources: Sequence[SourceFile], records: dict[str, Record], since: Mapping[str, int], rules: LineageConfig
+) -> dict[str, str]:
     """Sources whose content another one has brought: the one whose content was taken first (`since`), else the first by URI.
 
-    So a copy that is added later never takes a clip, with its identity and licence, from the file that it was made of.
+    So a copy that is added later never takes a clip, with its identity and licence, from the file that it was made of; unless that one
+    may not be used, of which nothing would be known if the rule had been there from the start.
     """
     first: dict[str, str] = {}
     duplicates: dict[str, str] = {}
-    for source in sorted(sources, key=lambda s: (since.get(s.id, math.inf), s.uri)):
+    for source in sorted(sources, key=lambda s: (not lineage.decide(s, rules).accepted, since.get(s.id, math.inf), s.uri)):
         record = records.get(source.id)
         content = record.data.get("content") if record else None
         if content and first.setdefault(content, source.id) != source.id:
@@ -188,6 +210,8 @@ def _duplicates(sources: Sequence[SourceFile], records: dict[str, Record], since
 
 def source_verdict(source: SourceFile, kind: str, state: Prepared) -> tuple[str, str]:
     """Outcome and reason of a source file as a whole: done when one clip or portrait of it is accepted, else what it failed furthest on."""
+    if not (allowed := state.may_use(source)).accepted:
+        return Outcome.REJECTED, allowed.reason
     first = (state.ingest if kind == "clip" else state.portraits).get(source.id)
     if first is None:
         return "", ""

@@ -13,6 +13,7 @@ from pipeline.storage import read_run_file
 from schemas.config import parse_config
 from schemas.outcomes import Outcome
 from schemas.store import Place
+from stages import lineage
 from stages.identity import IdentityConfig
 
 
@@ -26,8 +27,13 @@ def status(root: Place) -> dict[str, Any]:
     """
     run_file = read_run_file(root)
     prints = run_file["fingerprints"]
-    records = {stage: Ledger(root).read(stage, prints.get(stage, "")) for stage in STAGES}  # an older run lacks a stage
     outcomes = tables.load(root, "outcomes")
+    # Of files that may not be used it does not count what is on record of them.
+    barred = {(r["stage"], r["unit"]): r["reason"] for r in outcomes if r["stage"] in STAGES and r["reason"] in lineage.REASONS}
+    records = {
+        stage: {u: r for u, r in Ledger(root).read(stage, prints.get(stage, "")).items() if (stage, u) not in barred}
+        for stage in STAGES  # an older run lacks one
+    }
     identifies = parse_config(IdentityConfig, run_file["config"].get("identity", {})).measures
     expected = _expected(root, records, identifies, {r["unit"] for r in outcomes if r["kind"] == "pair" and _settled(r)})
     stages: dict[str, dict[str, int]] = {}
@@ -35,8 +41,10 @@ def status(root: Place) -> dict[str, Any]:
     rate: dict[str, float] = {}
     left_s = 0.0
     for stage in STAGES:
+        refused = {unit for of, unit in barred if of == stage}
         counts = Counter(r.outcome for r in records[stage].values())
-        left = len(expected[stage] - set(records[stage]))
+        counts[Outcome.REJECTED] += len(refused)
+        left = len(expected[stage] - set(records[stage]) - refused)
         stages[stage] = {**{o.value: counts[o] for o in Outcome}, "left": left}
         reasons.update(r.reason for r in records[stage].values() if r.reason)
         seconds = sum(r.seconds for r in records[stage].values())
@@ -45,6 +53,7 @@ def status(root: Place) -> dict[str, Any]:
             left_s += left * seconds / len(records[stage])
         elif left:
             left_s = float("inf")  # nothing of it is done yet, so nobody knows
+    reasons.update(barred.values())
     reasons["duplicate"] = sum(r["reason"] == "duplicate" for r in outcomes)
     for r in outcomes:
         if r["stage"] in ("gates", "plan", "quality"):

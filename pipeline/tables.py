@@ -49,13 +49,28 @@ IDENTITIES = pa.schema(
 )
 # clips and image portraits that were ever accepted, sources whose content was ever taken: of copies, the one that was first stays
 KNOWN = pa.schema([("unit", pa.string()), ("since", pa.int32())])
+# portraits that were added to a run beside its config (pipeline.added)
+ADDED = pa.schema(
+    [
+        *((n, pa.string()) for n in ("source", "uri", "identity", "licence", "consent")),
+        ("per_clip", pa.int32()),
+        ("addition", pa.int32()),  # files that were added together have one number
+        ("generation", pa.int32()),  # of the plan, in which they were dealt; -1 before
+    ]
+)
 SAMPLES = pa.schema(
     [
         *((n, pa.string()) for n in ("pair", "set", "clip", "portrait", "performer", "appearance", "split", "outcome", "reason", "tar")),
+        # as KEY.json says it; "" and -1 where the pair is not made
+        *((n, pa.string()) for n in ("source_digest", "licence", "consent")),
+        *((n, pa.string()) for n in ("appearance_digest", "appearance_licence", "appearance_consent", "generator")),
+        ("generator_version", pa.int32()),
+        *((n, pa.string()) for n in ("weights_digest", "config_fingerprint", "crosspair_version")),
+        ("synthetic", pa.bool_()),
         ("scores", pa.map_(pa.string(), pa.float64())),
     ]
 )
-_UNIT = [*((n, pa.string()) for n in ("source", "identity", "uri", "content", "folder", "outcome", "reason"))]
+_UNIT = [*((n, pa.string()) for n in ("source", "identity", "uri", "licence", "consent", "content", "folder", "outcome", "reason"))]
 CLIPS = pa.schema(
     [
         ("clip", pa.string()),
@@ -83,6 +98,7 @@ SCHEMAS = {
     "sources": SOURCES,
     "identities": IDENTITIES,
     "known": KNOWN,
+    "added": ADDED,
     "pairs": PAIRS,
     "samples": SAMPLES,
     "clips": CLIPS,
@@ -92,8 +108,14 @@ SCHEMAS = {
 # columns that older runs' tables do not have, and what stands for them
 _LATER: dict[str, dict[str, Any]] = {
     "identities": {"name": "", "linked": "", "agreement": -1.0, "doubts": "", "seen": 0, "same_as": "", "members": []},
-    "clips": {"near_duplicate_of": ""},
-    "portraits": {"near_duplicate_of": ""},
+    "clips": {"near_duplicate_of": "", "licence": "", "consent": ""},
+    "portraits": {"near_duplicate_of": "", "licence": "", "consent": ""},
+    "samples": {
+        **dict.fromkeys(("source_digest", "licence", "consent", "appearance_digest", "appearance_licence", "appearance_consent"), ""),
+        **dict.fromkeys(("generator", "weights_digest", "config_fingerprint", "crosspair_version"), ""),
+        "generator_version": -1,
+        "synthetic": True,
+    },
 }
 
 
@@ -101,7 +123,7 @@ def save(root: Place, name: str, rows: Sequence[dict]) -> None:
     """Writes RUN/tables/NAME.parquet, rows sorted by their first column; unchanged rows leave the file alone."""
     schema = SCHEMAS[name]
     key = schema.names[0]
-    ordered = sorted(rows, key=lambda r: (r[key], r.get("stage", ""), r.get("uri", "")))
+    ordered = sorted(rows, key=lambda r: (r[key], r.get("stage", ""), r.get("uri", ""), r.get("set", "")))
     write_table(open_store(root), f"tables/{name}.parquet", pa.Table.from_pylist(ordered, schema=schema))
 
 

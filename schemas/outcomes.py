@@ -15,6 +15,8 @@ class Outcome(StrEnum):
 
 # Every reason code in use, with the sentence a user reads. Codes are a contract: add, never rename.
 REASONS: dict[str, str] = {
+    "no_consent": "the manifest does not say that whoever is to be seen has consented (`lineage.require_consent`)",
+    "licence_not_allowed": "the manifest's licence is none of `lineage.licences`",
     "missing": "the file was listed and then could not be found; put it back, and the next run takes it up",
     "unreadable": "the file could not be opened for reading; mend its permissions and use `crosspair retry RUN --reason unreadable`",
     "symlink": "the path is a symbolic link; list the file it points to",

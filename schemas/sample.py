@@ -90,6 +90,11 @@ class SampleInfo:
     fps: int
     size_px: int
     has_audio: bool
+    # Samples of versions before these keys lack them.
+    appearance_digest: str = ""  # content of the file the portrait was cut from
+    weights_digest: str = ""  # of all weights that drew the driving video; "" for an engine without
+    config_fingerprint: str = ""  # of every setting, version and weight that the sample's bytes depend on
+    crosspair_version: str = ""  # that rendered the driving video; "" where a version did it that did not say
     synthetic: bool = True  # the driving video and its regions; the target is footage
     format: str = FORMAT
 

@@ -107,3 +107,4 @@ class Driving:
     generator: str
     generator_version: int
     fingerprint: str
+    crosspair_version: str = ""  # that made it; "" in records of versions that did not say

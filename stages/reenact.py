@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ class Reenact:
             generator=self._engine.name,
             generator_version=self._engine.version,
             fingerprint=self._fingerprint,
+            crosspair_version=_own_version(),
         )
         return {"frames": writer.frames, "ran_on": self._engine.ran_on}, [driving]
 
@@ -132,6 +134,14 @@ class Reenact:
             self._appearances[portrait.id] = self._engine.appearance(read_portrait(portrait, out))
         self._appearances.move_to_end(portrait.id)
         return self._appearances[portrait.id]
+
+
+def _own_version() -> str:
+    """Of crosspair; "" where it runs without being installed."""
+    try:
+        return importlib.metadata.version("crosspair")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def view_of(clip: Clip, out: Outputs) -> ClipView:

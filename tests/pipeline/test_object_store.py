@@ -10,8 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from faceclips import photograph
+from PIL import Image
 from s3server import S3Server
 from smallworld import CONFIG, Finished, Silent, World
 
@@ -22,6 +25,7 @@ from pipeline.config import RunConfig
 from pipeline.ledger import Ledger, due_again
 from pipeline.replay import find
 from pipeline.report import write_report
+from pipeline.run import add_portraits
 from pipeline.status import status
 from pipeline.storage import exclusive, read_run_file
 from pipeline.verify import diff, verify
@@ -79,6 +83,15 @@ def test_every_command_reads_it(uploaded: ObjectStore, finished: Finished) -> No
     record = Ledger(finished.root).read("regions", read_run_file(finished.root)["fingerprints"]["regions"])[unit]
     assert find(uploaded, unit, "regions").run()["files"] == record.digests
     assert scratch() == []
+
+
+@pytest.mark.slow
+def test_people_are_added_there_as_on_a_disk(uploaded: ObjectStore, copied: Path) -> None:
+    Image.fromarray(np.ascontiguousarray(photograph("hopper")[:, ::-1])).save(copied.parent / "new.png")
+    for run in (uploaded, copied):
+        assert add_portraits(run, ["new.png"], base=copied.parent, watcher=Silent()).samples == 12
+    assert diff(uploaded, copied) == [] and verify(uploaded) == []
+    assert tables.load(uploaded, "added") == tables.load(copied, "added")
 
 
 def test_damage_is_found_and_mended(uploaded: ObjectStore, finished: Finished, world: World) -> None:
