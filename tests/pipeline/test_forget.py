@@ -315,6 +315,16 @@ def test_a_list_of_single_files_in_run_yaml_does_not_name_his(copied: Path) -> N
     assert "a_astronaut" not in (copied / "run.yaml").read_text() and "- forgotten\n" in (copied / "run.yaml").read_text()
 
 
+def test_every_pair_set_is_rid_of_him(copied: Path, needles: set[str]) -> None:
+    shutil.copytree(copied / "shards/meshwarp", copied / "shards/other")
+    rows = tables.load(copied, "samples")
+    tables.save(copied, "samples", [*rows, *({**r, "set": "other"} for r in rows)])
+    removal = forget(copied, HIS)
+    assert removal.samples["meshwarp"] == removal.samples["other"] > 0
+    assert traces(copied, needles) == set() and verify(copied) == []
+    assert members(copied / "shards/meshwarp") == members(copied / "shards/other")
+
+
 def test_what_is_kept_beside_a_tar_goes_too(copied: Path, needles: set[str]) -> None:
     rows = members_index(Finished(copied, Summary(), Silent()))
     for key in rows:
