@@ -103,8 +103,7 @@ def enforce(root: Store, say: Callable[[str], None] = lambda _: None) -> None:
     tombstones = before.with_more(found.everything, found.partly)
     if tombstones is not before:
         write_tombstones(root, tombstones)
-    plan = _plan(root, tombstones)
-    if plan.records or plan.folders or plan.files or plan.samples or plan.rows:
+    if plan := _plan(root, tombstones):
         say(f"forgotten before and taken out now: {_removal(root, found, plan)}")
         _carry_out(root, tombstones, plan, say)
 
@@ -112,10 +111,7 @@ def enforce(root: Store, say: Callable[[str], None] = lambda _: None) -> None:
 def unfinished(root: Store) -> bool:
     """Whether anything is there that the tombstones cover. Raises ValueError for damaged ones."""
     tombstones = read_tombstones(root)
-    if not tombstones:
-        return False
-    plan = _plan(root, tombstones)
-    return bool(plan.records or plan.folders or plan.files or plan.samples or plan.rows)
+    return bool(tombstones) and bool(_plan(root, tombstones))
 
 
 def _foreseen(root: Store, person: str) -> tuple[Tombstones, Derived, Removal, _Plan]:
@@ -150,13 +146,12 @@ def _found(books: Books, tombstones: Tombstones, names: set[str]) -> Derived:
 
 @dataclass
 class _Plan:
-    """Where what is to go lies.
+    """Where what is to go lies; false where nothing is.
 
     Attributes:
         folders, files: to be taken away, of artifacts and beside the shards.
         records: of the ledger, that go or change.
-        samples: pair set -> keys.
-        stray: whether the set has tars that no index names.
+        samples: pair set -> keys; their bytes.
         rows: table -> rows that go or change.
     """
 
@@ -166,6 +161,9 @@ class _Plan:
     samples: dict[str, set[str]] = field(default_factory=dict)
     sample_bytes: int = 0
     rows: dict[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.folders or self.files or self.records or self.samples or self.rows)
 
 
 def _plan(root: Store, tombstones: Tombstones) -> _Plan:
