@@ -186,17 +186,18 @@ def test_a_folder_names_again_who_appears_already(finished: Finished, world: Wor
     assert {Path(r["uri"]).name for r in rows} == {"group.png", "noface.png", "text.png"}
 
 
-def test_relative_names_are_those_of_the_caller(
-    finished: Finished, grown: Finished, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_names_are_those_of_the_caller(finished: Finished, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy_of(finished, tmp_path)
-    shutil.copytree(base, tmp_path / "here")
+    (tmp_path / "here/people").mkdir(parents=True)
+    for name in ("here/one.png", "here/people/two.png"):
+        shutil.copy(base / "nobody.png", tmp_path / name)
     monkeypatch.chdir(tmp_path / "here")
-    done = CliRunner().invoke(app, ["pairs", "add", "../run", "people/*.png", "nobody.png", "--per-clip", "1"])
+    done = CliRunner().invoke(app, ["pairs", "add", "../run", "people/*.png", "one.png", "--per-clip", "1"])
     assert done.exit_code == 0, done.output
-    assert "12 samples in" in done.output and "pairs: 12 done" in done.output
-    uris = {r["uri"] for r in tables.load(tmp_path / "run", "added")}
-    assert uris == {str(tmp_path / "here" / n) for n in ("people/a.png", "people/b.png", "nobody.png")}
+    assert "0 of 2 portraits can appear, 2 no_face" in done.output and "8 samples in" in done.output and "pairs: 8 done" in done.output
+    rows = tables.load(tmp_path / "run", "added")
+    assert {r["uri"] for r in rows} == {str(tmp_path / "here" / n) for n in ("people/two.png", "one.png")}
+    assert {r["generation"] for r in rows} == {-1}
 
 
 @pytest.mark.parametrize(
