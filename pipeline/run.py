@@ -110,6 +110,8 @@ def add_portraits(place: Place, portraits: Sequence[str], *, base: Path, per_cli
         enforce(root, watcher.say)
         found = listing(portraits, IMAGE_SUFFIXES, base)
         named = read_tombstones(root).let_in(s for s in found.sources if not is_within(s, root))
+        if len(named) < len(found.sources):
+            watcher.say(f"{len(found.sources) - len(named)} of the files are the run's own, or show somebody whom it was told to forget")
         rows = {r["source"] for r in note(root, Listing(named, found.told), per_clip)}
         clips, images = list_known(root, Listing([s for s in named if s.id in rows], found.told))
         _write_run_file(root, config, base, before, watcher)

@@ -28,7 +28,7 @@ from pipeline.forget import enforce, foresee_forget, forget, without
 from pipeline.ledger import STAGES, Ledger
 from pipeline.pack import take_out
 from pipeline.report import write_report
-from pipeline.run import run
+from pipeline.run import add_portraits, run
 from pipeline.sources import file_identity
 from pipeline.storage import exclusive
 from pipeline.tombstones import NAME, Tombstones, read_tombstones, write_tombstones
@@ -269,6 +269,16 @@ def test_a_run_does_not_take_him_in_again(
     again = Silent()
     world.run(str(root), again, clips=clips)
     assert again.units == [] and [s for s in again.said if s.startswith("3 of the files that are listed")]
+
+
+def test_who_was_forgotten_cannot_be_added(copied: Path, world: World) -> None:
+    image = world.base / "images/hopper.png"
+    gone = {r["portrait"] for r in tables.load(copied, "portraits") if r["uri"] == str(image)} | {str(image)}
+    forget(copied, file_identity(str(image)))
+    before, watcher = members(copied / "shards/meshwarp"), Silent()
+    add_portraits(copied, [str(image)], base=world.base, watcher=watcher)
+    assert watcher.units == [] and any(s.startswith("1 of the files are the run's own, or show somebody") for s in watcher.said)
+    assert traces(copied, gone) == set() and verify(copied) == [] and members(copied / "shards/meshwarp").keys() == before.keys()
 
 
 def members_index(finished: Finished) -> dict[str, dict]:
