@@ -34,11 +34,11 @@ _TELLS = 1.0  # of units, over all signals: A that moves less could be anybody
 _QUICK_FRAMES = 6  # half of the stretch whose mean is taken off: what is left is quick, and its place in time shows
 _QUICK_TELLS = 0.4
 _MAX_LAG_FRAMES = 8
-_LAG_GAIN, _LAG_SURE = 0.1, 0.5  # another moment must be better than the right one by this much correlation, and have at least that
+_LAG_GAIN, _LAG_SURE = 0.1, 0.55  # another moment must be better than the right one by this much correlation, and have at least that
 _MIRROR_GAIN_DEG = 2.0  # by which the head must be nearer to mirrored A
 _WINDOW_FRAMES = 5  # over which a frozen face would have moved
 _A_MOVES = 0.01  # face sizes within the window, root mean square over the mesh
-_FROZEN = 0.2  # of A's motion; a still face that is encoded anew seems to move by 0.001 face sizes
+_FROZEN, _STILL = 0.2, 0.0025  # of A's motion, and face sizes: a picture that is encoded anew seems to move by 0.001, a live face by 0.003
 _FEWEST = 5  # frames, for a share of them to mean anything
 _STEADY = 0.002  # face sizes a frame a frame: what is seen of a head that keeps still
 
@@ -225,7 +225,7 @@ def _frozen(a: np.ndarray, b: np.ndarray) -> float:
     """Share of the windows in which A moves and B does not; NOT_MEASURED where A moves in too few."""
     moved_a, moved_b = (_moved(points) for points in (a, b))
     moves = moved_a > _A_MOVES
-    return float((moved_b[moves] < _FROZEN * moved_a[moves]).mean()) if moves.sum() >= _FEWEST else NOT_MEASURED
+    return float((moved_b < np.minimum(_FROZEN * moved_a, _STILL))[moves].mean()) if moves.sum() >= _FEWEST else NOT_MEASURED
 
 
 def _moved(points: np.ndarray) -> np.ndarray:
