@@ -15,7 +15,7 @@ from stages import head
 from stages.meshwarp_plan import Face, Script, gaze_of, held, smooth
 
 # Sigma in frames: what is seen shakes, and B must not shake with it; but a blink takes four frames.
-_TURN_FRAMES, _CALM_TURN_FRAMES, _MOUTH_FRAMES, _EYES_FRAMES, _GAZE_FRAMES = 0.7, 3.0, 0.5, 0.7, 1.0
+_TURN_FRAMES, _CALM_TURN_FRAMES, _MOUTH_FRAMES, _EYES_FRAMES, _GAZE_FRAMES = 0.7, 3.0, 1.0, 1.0, 2.0
 _MOST_TURN_DEG, _MOST_MOUTH, _MOST_EYES, _MOST_GAZE = 20.0, 0.3, 0.5, 0.08
 _SLOPES = (0.8, 3.0)
 _MIN_EYE_RANGE = 0.16  # between shut and open; for portraits that squint

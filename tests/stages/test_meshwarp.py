@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from stages.mesh import FaceMesh
 from stages.meshwarp import MeshWarp, MeshWarpConfig, motion_from_points
 from stages.meshwarp_plan import Script, act, gaze_of, read_face, set_mouth
 from stages.meshwarp_render import face_triangles
-from stages.reenact import ClipView, Portrait
+from stages.reenact import ClipView, Portrait, speaking_frame
 from stages.stills import read_image
 
 SIZE_PX = 384
@@ -140,6 +141,28 @@ def test_open_mouth_is_dark_inside(hopper: Portrait, astronaut: Portrait, mesh: 
     x, y = points[[13, 14], :2].mean(0).round().astype(int)
     skin_x, skin_y = points[50, :2].round().astype(int)
     assert frame[y - 1 : y + 2, x - 1 : x + 2].mean() < 0.5 * frame[skin_y - 2 : skin_y + 3, skin_x - 2 : skin_x + 3].mean()
+
+
+def test_the_mouth_inside_is_her_own_where_another_picture_shows_it(hopper: Portrait) -> None:
+    points = speaking(hopper, np.array([0.45]))[0]
+    image = hopper.image.copy()
+    cv2.fillPoly(image, [points[list(head.LIPS_INNER), :2].round().astype(np.int32)], (0, 255, 0))
+    gaps = np.array([0.0, 0.0, 0.4, 0.4])
+    other = perform(replace(hopper, speaking=Portrait(image, points.astype(np.float32))), speaking(hopper, gaps), OPEN_LOOP)
+    x, y = speaking(hopper, gaps)[3][[13, 14], :2].mean(0).round().astype(int)
+    assert other[3, y, x, 1] > 200 and other[3, y, x, 0] < 60
+    drawn = perform(hopper, speaking(hopper, gaps), OPEN_LOOP)
+    assert (drawn[0] == other[0]).all(), "a closed mouth shows nothing of it"
+    assert drawn[3, y, x, 1] < 100
+
+
+def test_the_frame_that_shows_most_of_the_mouth_is_found(hopper: Portrait) -> None:
+    gaps = np.array([0.0, 0.1, 0.3, 0.25, 0.0])
+    points = speaking(hopper, gaps)
+    assert speaking_frame(points, 0) == 2
+    points[2] = turned(hopper, np.array([[30.0, 0, 0]]))[0]
+    assert speaking_frame(points, 0) == 3
+    assert speaking_frame(points[:2], 0) is None
 
 
 def test_brows_rise_and_lips_widen_as_told(astronaut: Portrait, mesh: FaceMesh) -> None:
