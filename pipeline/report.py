@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from pipeline import tables
+from pipeline.leak import kept_leak
 from pipeline.storage import read_run_file
 from pipeline.thresholds import Effect, effects
 from schemas.config import parse_config
@@ -63,6 +64,7 @@ def write_report(place: Place) -> str:
         "seconds": _seconds(outcomes),
         "sets": [(folder.removeprefix("shards/"), *_sheets(root, folder)) for folder in root.folders("shards", depth=1)],
         "regions": REGIONS,
+        "leaks": [(name, kept_leak(root, name)) for folder in root.folders("shards", depth=1) if (name := folder.removeprefix("shards/"))],
     }
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(context)
