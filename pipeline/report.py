@@ -16,7 +16,8 @@ import numpy as np
 import yaml
 
 from pipeline import tables
-from pipeline.compare import every_two
+from pipeline.compare import every_two, sets_of
+from pipeline.leak import kept_leak
 from pipeline.ledger import Ledger, Record
 from pipeline.storage import read_run_file
 from pipeline.thresholds import Effect, effects
@@ -101,6 +102,7 @@ def write_report(place: Place) -> str:
         "sets": list(_sets(root, run_file)),
         "regions": REGIONS,
         "plot_wh": _PLOT_WH,
+        "leaks": [(name, kept_leak(root, name)) for name in sets_of(root)],
     }
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(context)

@@ -15,9 +15,10 @@ from drawnface import DrawnFace, draw
 from schemas.outlines import outlines_of
 from schemas.regions import REGIONS, Regions, pad_outlines, rasterise
 from stages.head import Pose, canonical, crop_square, mirror_map, rotation_of
-from stages.media import decode, read_image
+from stages.media import decode
 from stages.mesh import FaceMesh
 from stages.regions import RegionFinder, eye_visibility, outline
+from stages.stills import read_image
 
 SIZE_PX = 256
 DILATE_PX = 0.01 * SIZE_PX  # as the stream does by default
