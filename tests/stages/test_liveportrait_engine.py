@@ -171,7 +171,7 @@ def test_place_and_size_equal_a_slow_reference(tmp_path, clip, portrait) -> None
     target = head.face_boxes(clip.points)
     assert np.median(head.face_size(boxes)) == pytest.approx(np.median(head.face_size(target)), rel=0.01)
     centres = (boxes[:, :2] + boxes[:, 2:] - target[:, :2] - target[:, 2:]) / 2
-    assert np.abs(centres).max() < 0.02 * SIZE_PX and np.abs(centres.mean(0)).max() < 1.0
+    assert np.abs(centres).max() < 0.02 * SIZE_PX and np.abs(centres.mean(0)).max() < 1.5
 
 
 def drawn_turning(image: np.ndarray, points: np.ndarray, angles_deg: np.ndarray) -> ClipView:
