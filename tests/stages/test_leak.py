@@ -103,9 +103,7 @@ def blended(pair: Pair, share: float, scratch: Path) -> Footage:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="the mouth tells 0.014 where the control's interval ends at 0.003: a drawn mouth's inside is no puppet's", strict=False
-)
+@pytest.mark.xfail(reason="the mouth tells 0.014 where the control's interval ends at 0.003, p 0.008: why is not known", strict=False)
 def test_untouched_pairs_tell_of_a_what_geometry_tells(cases: list[Case]) -> None:
     figures = {f.region: f for f in probe(cases)}
     for f in figures.values():
@@ -125,8 +123,8 @@ def test_a_tenth_of_as_mouth_is_found(pairs: list[Pair], cases: list[Case], tmp_
     for f in figures.values():
         print(f)
     mouth = figures["mouth"]
-    assert mouth.p < 0.01 and mouth.driving > mouth.high
-    assert mouth.told > 0.9
+    assert mouth.p < 0.01 and mouth.driving > 0.05 > mouth.high, "and larger than an untouched mouth ever was"
+    assert mouth.told > 0.85
     assert min(figures[r].p for r in REGIONS if r != "mouth") > 0.01, "and nowhere else"
 
 
