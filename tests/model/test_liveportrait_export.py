@@ -125,6 +125,7 @@ def scene(net: LivePortrait) -> Arrays:
     return {"feature_3d": volume, "kp_driving": given["kp_driving"], "kp_source": given["kp_source"]}
 
 
+@pytest.mark.slow
 def test_every_tensor_of_the_reference(shared: Path, tmp_path: Path) -> None:
     net = load_liveportrait(shared / PARITY / "weights")
     given, reference = (dict(np.load(shared / PARITY / name)) for name in ("in.npz", "ref.npz"))
@@ -257,6 +258,7 @@ def test_exports_of_the_same_networks_are_equal(net: LivePortrait, folder: Path,
     assert all(p.requires_grad for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_half_precision(net: LivePortrait, graphs: dict[str, ort.InferenceSession], scene: Arrays, tmp_path: Path) -> None:
     paths = {path.name: path for path in export_liveportrait(net, tmp_path, side=SIDE, precision="fp16")}
     models = {name: onnx.load(path) for name, path in paths.items()}

@@ -58,6 +58,7 @@ def test_a_worker_that_is_killed_ends_where_the_bare_loop_ends(
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_what_trying_again_cannot_mend_is_told_and_not_tried_again(config: TrainConfig, tmp_path: Path) -> None:
     members = members_of("k", 12, tmp_path)
     shards = write_pair_set(tmp_path / "set", {"k": members | {TARGET: members[TARGET][:200]}})

