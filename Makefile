@@ -35,6 +35,7 @@ bench: $(READY)
 
 campaign: $(READY)
 	$(BIN)/python -m campaigns
+	$(BIN)/pytest -m campaign --timeout=1800
 
 clean:
 	rm -rf .venv demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

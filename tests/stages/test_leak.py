@@ -102,7 +102,7 @@ def blended(pair: Pair, share: float, scratch: Path) -> Footage:
     return look(as_coded(scratch / f"blend-{pair.a}-{pair.b}.mp4", frames), pair.points)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_untouched_pairs_tell_little_of_a(cases: list[Case]) -> None:
     """All regions together lie in the interval of the control. The mouth does not, why is not known: 0.014 where the interval ends at
     0.003; but it is far from a tenth of A's, which is more than 0.05."""
@@ -113,7 +113,7 @@ def test_untouched_pairs_tell_little_of_a(cases: list[Case]) -> None:
     assert abs(figures[ALL].real) < 0.05, "B's own footage knows nothing of A"
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_tenth_of_as_mouth_is_found(pairs: list[Pair], cases: list[Case], tmp_path: Path) -> None:
     planted = [replace(c, driving=blended(p, 0.1, tmp_path)) for p, c in zip(pairs, cases, strict=True)]
     figures = {f.region: f for f in probe(planted)}
