@@ -33,12 +33,8 @@ class Summary:
     shards: str = ""  # where the pair set is
 
 
-def _nobody_hears(_: str) -> None:
-    pass
-
-
 def list_run(
-    root: Store, config: RunConfig, base: Path, *, save: bool = True, say: Callable[[str], None] = _nobody_hears
+    root: Store, config: RunConfig, base: Path, *, save: bool = True, say: Callable[[str], None] = lambda _: None
 ) -> tuple[list[SourceFile], list[SourceFile]]:
     """All clip and portrait files ever listed for this run: a file that has gone since is still a unit with an outcome.
 
@@ -53,11 +49,9 @@ def list_run(
     return _with_listed(root, known, listed, save=save, say=say)
 
 
-def list_known(
-    root: Store, portraits: Listing | None = None, *, say: Callable[[str], None] = _nobody_hears
-) -> tuple[list[SourceFile], list[SourceFile]]:
+def list_known(root: Store, portraits: Listing | None = None) -> tuple[list[SourceFile], list[SourceFile]]:
     """All clip and portrait files ever listed for this run, and `portraits`; the config's entries are not looked at."""
-    return _with_listed(root, _known_sources(root), {"portrait": portraits} if portraits else {}, save=True, say=say)
+    return _with_listed(root, _known_sources(root), {"portrait": portraits} if portraits else {}, save=True, say=lambda _: None)
 
 
 def _known_sources(root: Store) -> dict[str, dict[str, SourceFile]]:
