@@ -128,21 +128,22 @@ class Allowed:
 
     def __init__(self, world: World, rules: PairsConfig, split: dict[str, str], earlier: Sequence[PlannedPair], resting: frozenset[str]):
         self.rules, self.split, self.earlier, self.resting = rules, split, earlier, resting
-        self.clips, self.portraits = {c.id: c for c in world[0]}, self.best(world[1])
+        self.clips, (self.portraits, self.sure) = {c.id: c for c in world[0]}, self.best(world[1])
         self.live = [p for p in earlier if p.pair not in resting]
         self.planned = {p.pair for p in earlier}
         self.who = {p.id: p.source.identity for p in world[1]}
 
-    def best(self, portraits: Sequence[PortraitUnit]) -> list[PortraitUnit]:
+    def best(self, portraits: Sequence[PortraitUnit]) -> tuple[list[PortraitUnit], list[PortraitUnit]]:
+        """Portraits that may be among the best of their person, and those that must: of equals across the line, any may."""
         if not self.rules.portraits_per_identity:
-            return list(portraits)
-        order = sorted(portraits, key=lambda p: (p.clip != "", -still_quality(p.scores)))
-        # of equals any may be among the best
-        last: dict[str, list[tuple[bool, float]]] = {}
-        for p in order:
-            last.setdefault(p.source.identity, []).append((p.clip != "", -still_quality(p.scores)))
+            return list(portraits), list(portraits)
+        rank = {p.id: (p.clip != "", -still_quality(p.scores)) for p in portraits}
+        before, up_to = Counter[str](), Counter[str]()
+        for p in portraits:
+            others = [rank[o.id] for o in portraits if o.source.identity == p.source.identity]
+            before[p.id], up_to[p.id] = sum(o < rank[p.id] for o in others), sum(o <= rank[p.id] for o in others)
         many = self.rules.portraits_per_identity
-        return [p for p in order if (p.clip != "", -still_quality(p.scores)) <= last[p.source.identity][:many][-1]]
+        return [p for p in portraits if before[p.id] < many], [p for p in portraits if up_to[p.id] <= many]
 
     def fits(self, c: Clip, p: PortraitUnit) -> bool:
         apart = [abs(c.scores[s] - p.scores[s]) for s in ("yaw_deg", "pitch_deg")]
@@ -150,12 +151,12 @@ class Allowed:
         size = self.rules.max_face_size_ratio == 0 or max(sizes) <= self.rules.max_face_size_ratio * min(sizes) * (1 + 1e-9)
         return apart[0] <= self.rules.max_yaw_difference_deg and apart[1] <= self.rules.max_pitch_difference_deg and size
 
-    def to(self, c: Clip) -> set[str]:
+    def to(self, c: Clip, portraits: Sequence[PortraitUnit] | None = None) -> set[str]:
         """Identities that may appear for a clip, quotas apart, who do not yet."""
         taken = {self.who.get(p.portrait, p.appearance) for p in self.live if p.clip == c.id}
         return {
             p.source.identity
-            for p in self.portraits
+            for p in (self.portraits if portraits is None else portraits)
             if self.split[p.source.identity] == self.split[c.source.identity]
             and p.source.identity not in {c.source.identity, *taken}
             and pair_id(c.id, p.id) not in self.planned
@@ -230,7 +231,7 @@ def test_rules_hold_in_every_generation(
         # a clip goes short only where nobody is left who may appear, or its performer has performed enough
         for c in world[0]:
             if allowed.missing(c, pairs) > 0 and not (now.per_performer and performs[c.source.identity] >= now.per_performer):
-                left = allowed.to(c) - {p.appearance for p in pairs if p.clip == c.id}
+                left = allowed.to(c, allowed.sure) - {p.appearance for p in pairs if p.clip == c.id}
                 assert not {i for i in left if not (now.per_identity and uses[i] >= now.per_identity)}, c.id
         earlier = with_generation(earlier, found)
         assert len(plan(world, now, earlier, resting, at_once, split)) == 0
