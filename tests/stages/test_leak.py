@@ -17,7 +17,7 @@ from schemas.video import decode_video
 from stages import head
 from stages.aligned import aligned, region_pixels
 from stages.encode import VideoWriter
-from stages.leak import ALL, MIN_FRAMES, Case, Footage, look, probe, puppet, unsaid
+from stages.leak import ALL, MIN_FRAMES, Case, Footage, _interval, look, probe, puppet, unsaid
 from stages.media import decode
 from stages.mesh import FaceMesh
 from stages.meshwarp import MeshWarp, MeshWarpConfig, motion_from_points
@@ -61,7 +61,7 @@ def perform(portrait: Portrait, points: np.ndarray) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def pairs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
-    """Each of seven people performs for two others."""
+    """Each of seven people performs for four others, who are stills of two moments."""
     scratch = tmp_path_factory.mktemp("leak")
     clips = []
     for name in CLIPS:
@@ -71,9 +71,9 @@ def pairs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
         cut = [cv2.resize(f[y0 : y0 + side, x0 : x0 + side], (SIZE_PX, SIZE_PX), interpolation=cv2.INTER_AREA) for f in raw]
         clips.append(with_mesh(as_coded(scratch / f"{name}.mp4", cut)))
     found = []
-    for a, step in product(range(len(clips)), (1, 3)):
+    for a, (step, still) in product(range(len(clips)), ((1, 5), (3, 5), (2, 40), (5, 40))):
         b = (a + step) % len(clips)
-        portrait = Portrait(clips[b][0][5], clips[b][1][5])
+        portrait = Portrait(clips[b][0][still], clips[b][1][still])
         driving = as_coded(scratch / f"{a}-{b}.mp4", perform(portrait, clips[a][1]))
         found.append(Pair(a, b, *clips[a], *with_mesh(driving)))
     return found
@@ -81,7 +81,7 @@ def pairs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
 
 @pytest.fixture(scope="module")
 def cases(pairs: list[Pair]) -> list[Case]:
-    own = {p.a: look(p.target, p.target_points) for p in pairs[::2]}
+    own = {p.a: look(p.target, p.target_points) for p in pairs[::4]}
     return [
         Case(str(p.a), str(p.b), own[p.a], look(p.driving, p.points), look(*puppet(p.driving, p.points, p.target_points, 25)), own[p.b])
         for p in pairs
@@ -103,13 +103,13 @@ def blended(pair: Pair, share: float, scratch: Path) -> Footage:
 
 
 @pytest.mark.campaign
-def test_untouched_pairs_tell_little_of_a(cases: list[Case]) -> None:
-    """All regions together lie in the interval of the control. The mouth does not, why is not known: 0.014 where the interval ends at
-    0.003; but it is far from a tenth of A's, which is more than 0.05."""
+def test_untouched_pairs_tell_no_more_of_a_than_geometry_does(cases: list[Case]) -> None:
     figures = {f.region: f for f in probe(cases)}
+    for f in figures.values():
+        print(f)
     assert list(figures) == [*REGIONS, ALL]
-    assert figures[ALL].low <= figures[ALL].driving <= figures[ALL].high
-    assert max(f.driving for f in figures.values()) < 0.03
+    assert [f.region for f in figures.values() if not f.low <= f.driving <= f.high] == []
+    assert max(f.driving for f in figures.values()) < 0.03 and min(f.p for f in figures.values()) > 0.01
     assert abs(figures[ALL].real) < 0.05, "B's own footage knows nothing of A"
 
 
@@ -120,8 +120,8 @@ def test_a_tenth_of_as_mouth_is_found(pairs: list[Pair], cases: list[Case], tmp_
     for f in figures.values():
         print(f)
     mouth = figures["mouth"]
-    assert mouth.p < 0.01 and mouth.driving > 0.05 > mouth.high, "and larger than an untouched mouth ever was"
-    assert mouth.told > 0.85
+    assert mouth.p < 0.01 and mouth.driving > 0.03 > mouth.high, "and larger than an untouched mouth ever was"
+    assert mouth.told > 0.7, "of which half is chance"
     assert min(figures[r].p for r in REGIONS if r != "mouth") > 0.01, "and nowhere else"
 
 
@@ -165,6 +165,14 @@ def test_a_little_of_a_is_found_where_it_is() -> None:
 def test_false_alarms_are_as_rare_as_p_says() -> None:
     p = np.array([f.p for seed in range(12) for f in probe(made_up(0, seed, people=5))[:-1]])
     assert (p <= 1 / 32).mean() < 0.15 and 0.35 < p.mean() < 0.65
+
+
+@pytest.mark.parametrize("people", [7, 14])
+def test_the_interval_holds_the_truth_as_often_as_it_says(people: int) -> None:
+    """Of few performers, too: a bootstrap over seven misses the truth in one of ten cases."""
+    rng = np.random.default_rng(0)
+    ends = np.array([_interval(rng.normal(0.3, 1, people), rng) for _ in range(600)])
+    assert 0.93 < ((ends[:, 0] <= 0.3) & (ends[:, 1] >= 0.3)).mean() < 0.975
 
 
 def test_a_lamp_that_is_switched_is_nobodys_looks() -> None:
