@@ -85,7 +85,9 @@ class ShardsConfig:
 class RayConfig:
     address: str | None = None  # null: a Ray of our own on this machine, stopped at the end
     # All stages of a step at once, or one after the other; auto: at once, unless there are fewer GPUs than stages that run on one.
-    mode: Literal["auto", "streaming", "staged"] = "auto"
+    # local: no Ray, but one unit after the other in this process: for a few clips, and for debuggers. There a unit that kills or hangs
+    # its process ends the command.
+    mode: Literal["auto", "streaming", "staged", "local"] = "auto"
     workers: int = 0  # per stage; 0: one per CPU
     workers_per_gpu: int = 2  # of a stage that runs on GPUs: two keep one busy while frames are encoded
 

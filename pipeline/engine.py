@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import ray
 
@@ -117,7 +117,10 @@ def on_this_cluster(config: RunConfig, chain: Sequence[Sequence[str]], say: Call
     settings = config.reenactor.liveportrait
     if config.reenactor.engine != "liveportrait" or settings.provider == "cpu":
         return config
-    if ray.cluster_resources().get("GPU", 0):
+    local = config.ray.mode == "local"
+    if local:
+        provider, why = _choose_provider()
+    elif ray.cluster_resources().get("GPU", 0):
         share = 1 / config.ray.workers_per_gpu
         answer = ray.remote(num_cpus=0, num_gpus=share)(_choose_provider).remote()
         if not ray.wait([answer], timeout=_PATIENCE_S)[0]:
@@ -130,10 +133,10 @@ def on_this_cluster(config: RunConfig, chain: Sequence[Sequence[str]], say: Call
     if why:
         say(f"liveportrait runs on the CPU: {why}")
     config = replace(config, reenactor=replace(config.reenactor, liveportrait=replace(settings, provider=provider)))
-    return with_mode(config, chain, ray.cluster_resources().get("GPU", 0), say)
+    return config if local else with_mode(config, chain, ray.cluster_resources().get("GPU", 0), say)
 
 
-def _choose_provider() -> tuple[str, str]:
+def _choose_provider() -> tuple[Literal["cuda", "cpu"], str]:
     from stages.liveportrait_graphs import CUDA, choose_provider
 
     provider, why = choose_provider()

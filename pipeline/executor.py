@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 import ray
 import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
@@ -20,7 +21,7 @@ from pipeline.config import RayConfig, RunConfig
 from pipeline.engine import on_gpu
 from pipeline.interrupts import uninterrupted
 from pipeline.ledger import Ledger
-from pipeline.worker import OUTCOME, SUSPECT, StageUnavailable, StageWorker, quarantine, run_alone
+from pipeline.worker import OUTCOME, ROW, SUSPECT, StageUnavailable, StageWorker, quarantine, run_alone
 from schemas.files import StorageError
 from schemas.store import Store, clear_scratch
 from stages.quiet import silent_stderr
@@ -34,7 +35,8 @@ Progress = Callable[[str, str, str], None]
 
 @contextmanager
 def cluster(config: RayConfig) -> Iterator[Callable[[], None]]:
-    """Gives a function that makes sure of a Ray to run on: the one that is there, the one at `address`, or one of our own.
+    """Gives a function that makes sure of a Ray to run on: the one that is there, the one at `address`, or one of our own; with mode
+    local none is needed.
 
     Nothing is started before the first call, so a run with nothing to do costs nothing; our own goes with the block.
     """
@@ -42,7 +44,7 @@ def cluster(config: RayConfig) -> Iterator[Callable[[], None]]:
 
     def start() -> None:
         nonlocal started
-        if ray.is_initialized():
+        if ray.is_initialized() or config.mode == "local":
             return
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -71,8 +73,9 @@ def run_graph(
 ) -> Counter[tuple[str, str]]:
     """Runs rows through a chain of operators, each the home of one or more stages; (stage, outcome) counts of what was done.
 
-    Streaming, all operators work at once in one graph; staged, one after the other, each with the whole machine. What is due and what
-    is done stand in the ledger either way. A unit whose worker died under it is run again alone, when nobody else can be hurt.
+    Streaming, all operators work at once in one graph; staged, one after the other, each with the whole machine; local, in this process.
+    What is due and what is done stand in the ledger either way. A unit whose worker died under it is run again alone, when nobody else
+    can be hurt.
     """
     work = _Work(root, config, progress, uuid.uuid4().hex[:8])
     if config.ray.mode == "staged":
@@ -103,7 +106,7 @@ class _Work:
         while rows:
             suspects: list[dict[str, str]] = []
             now, rows = rows[:_ROWS_A_GRAPH], rows[_ROWS_A_GRAPH:]
-            for item in self._graph(now, chain):
+            for item in self._here(now, chain) if self.config.ray.mode == "local" else self._graph(now, chain):
                 if item["stage"] == OUTCOME:
                     self._tell(item)
                 else:
@@ -154,6 +157,20 @@ class _Work:
         with _what_ends_a_run():
             for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 yield from batch.to_pylist()
+
+    def _here(self, rows: Sequence[dict[str, str]], chain: Sequence[tuple[str, ...]]) -> Iterator[dict[str, str]]:
+        """Without Ray: each row goes through the whole chain before the next, and every unit is told of as it ends."""
+        workers = [StageWorker(str(self.root), self.config, names, self.session) for names in chain]
+
+        def through(item: dict[str, str], place: int) -> Iterator[dict[str, str]]:
+            if place == len(workers) or item["stage"] == OUTCOME:
+                yield item
+                return
+            for child in workers[place](pa.Table.from_pylist([item], schema=ROW)).to_pylist():
+                yield from through(child, place + 1)
+
+        for item in rows:
+            yield from through(item, 0)
 
     def _alone(self, item: dict[str, str]) -> list[dict[str, str]]:
         """A suspect by itself, in a fresh process: its children, or its record as one that kills or hangs whoever touches it.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from smallworld import Finished, Silent, World, make_world
+
+from pipeline.config import RayConfig
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +18,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="session")
 def finished(world: World, ray_session: None) -> Finished:
-    """A whole run with two workers a stage; others have one, and give the same bytes. Tests that change anything work on a copy."""
+    """A whole run on Ray, two workers a stage; others have none, and give the same bytes. Tests that change anything work on a copy."""
     watcher = Silent()
-    summary = world.run("run", watcher, ray=replace(world.config.ray, workers=2))
+    summary = world.run("run", watcher, ray=RayConfig(workers=2))
     return Finished(world.base / "run", summary, watcher)
 
 

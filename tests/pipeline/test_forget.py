@@ -413,7 +413,7 @@ def duo_config(name: str, **faces: object) -> RunConfig:
             "run": name,
             "clips": ["clips"],
             "video": {"size_px": 128},
-            "ray": {"workers": 1},
+            "ray": {"mode": "local"},
             "faces": {"everyone": True, **faces},
             "identity": {"model": "net.onnx", "min_similarity": 0.8, "min_similarity_in_file": 0.5},
         },

@@ -94,7 +94,7 @@ def _heeded() -> Iterator[None]:
 def configured(world: World, name: str) -> tuple[Path, Path]:
     """A config, and the folder of its run."""
     path = world.base / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**CONFIG, "run": name}))
+    path.write_text(yaml.safe_dump({**CONFIG, "run": name, "ray": {"workers": 1}}))
     return path, world.base / name
 
 

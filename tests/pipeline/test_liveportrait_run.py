@@ -20,7 +20,7 @@ from tinyportrait import lively
 from model.liveportrait import LivePortrait
 from model.liveportrait_weights import BASE_FILES, RETARGETING_FILE
 from pipeline.books import Summary
-from pipeline.config import RunConfig, fingerprints
+from pipeline.config import RayConfig, RunConfig, fingerprints
 from pipeline.ledger import Ledger
 from pipeline.run import run
 from pipeline.tables import load
@@ -60,7 +60,7 @@ def config(**reenactor: Any) -> RunConfig:
         "clips": "clips",
         "portraits": "images",
         "video": {"size_px": 128},
-        "ray": {"workers": 2},
+        "ray": {"mode": "local"},
         "reenactor": {"engine": "liveportrait", "models": "graphs", **reenactor},
     }
     return parse_config(RunConfig, data)
@@ -69,7 +69,7 @@ def config(**reenactor: Any) -> RunConfig:
 @pytest.fixture(scope="module")
 def first(base: Path, ray_session: None) -> tuple[Summary, Silent]:
     watcher = Silent()
-    return run(config(), base=base, watcher=watcher), watcher
+    return run(replace(config(), ray=RayConfig(workers=2)), base=base, watcher=watcher), watcher
 
 
 def test_noise_is_rejected_with_its_scores(base: Path, first: tuple[Summary, Silent]) -> None:
@@ -207,7 +207,7 @@ def test_cuda_that_is_not_there_is_an_error_when_it_is_asked_for(base: Path, ray
     if ray.cluster_resources().get("GPU", 0):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match=r"provider is cuda, and this Ray cluster has no GPU"):
-        run(replace(config(liveportrait={"provider": "cuda"}), run="cuda"), base=base, watcher=Silent())
+        run(replace(config(liveportrait={"provider": "cuda"}), run="cuda", ray=RayConfig()), base=base, watcher=Silent())
 
 
 @pytest.mark.slow

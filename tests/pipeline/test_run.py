@@ -16,7 +16,8 @@ import yaml
 from faceclips import moving_face, write_clip
 from smallworld import CONFIG, EXPECTED, PEOPLE, Finished, Silent, World
 
-from pipeline.config import fingerprints
+from campaigns.kills import compare
+from pipeline.config import RayConfig, fingerprints
 from pipeline.ledger import Ledger
 from pipeline.status import status
 from pipeline.storage import exclusive
@@ -102,7 +103,7 @@ def test_no_artifact_is_left_that_no_record_names(finished: Finished) -> None:
 
 def test_a_second_run_does_nothing_and_changes_nothing(finished: Finished, world: World) -> None:
     before, watcher = files(finished.root), Silent()
-    assert world.run("run", watcher, ray=replace(world.config.ray, workers=2)) == finished.summary
+    assert world.run("run", watcher, ray=RayConfig(workers=2)) == finished.summary
     assert files(finished.root) == before
     assert watcher.units == [] and watcher.steps == [("prepare", 0), ("plan", 0), ("generate", 0), ("pack", 8)]
 
@@ -145,6 +146,13 @@ def test_steps_can_be_taken_one_by_one(finished: Finished, world: World) -> None
     assert diff(finished.root, world.base / "steps") == []
     with pytest.raises(ValueError, match="prepare, plan, generate, pack"):
         world.run("steps", until="nowhere")
+
+
+def test_without_ray_the_bytes_are_the_same(finished: Finished, world: World) -> None:
+    watcher = Silent()
+    assert replace(world.run("alone", watcher), shards="") == replace(finished.summary, shards="")
+    assert compare(finished.root, world.base / "alone") == []
+    assert Counter(watcher.units) == Counter(finished.watcher.units)
 
 
 def test_a_changed_threshold_decides_again_and_measures_nothing(finished: Finished, world: World) -> None:

@@ -18,7 +18,7 @@ from smallworld import Finished, Silent, World
 from tinynet import tiny_network
 
 from pipeline import linked as linked_module
-from pipeline.config import RunConfig, fingerprints
+from pipeline.config import RayConfig, RunConfig, fingerprints
 from pipeline.identities import Person
 from pipeline.ledger import Ledger, LedgerWriter
 from pipeline.people import identity_rows
@@ -54,7 +54,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
 
 
 def config(name: str, **more: object) -> RunConfig:
-    given = {"run": name, "clips": ["clips"], "portraits": ["images"], "video": {"size_px": 128}, "ray": {"workers": 1}, **more}
+    given = {"run": name, "clips": ["clips"], "portraits": ["images"], "video": {"size_px": 128}, "ray": {"mode": "local"}, **more}
     return parse_config(RunConfig, given)
 
 
@@ -407,6 +407,6 @@ def test_a_run_of_before_has_a_table_with_fewer_columns(finished: Finished, worl
     assert verify(root) == []
     assert {r["identity"]: r["members"] for r in load(root, "identities")} == {r["identity"]: [] for r in load(finished.root, "identities")}
     watcher = Silent()
-    world.run(str(root), watcher, ray=replace(world.config.ray, workers=2))
+    world.run(str(root), watcher, ray=RayConfig(workers=2))
     assert watcher.units == []
     assert load(root, "identities") == load(finished.root, "identities") and verify(root) == []
