@@ -141,7 +141,7 @@ def test_every_tensor_of_the_reference(shared: Path, tmp_path: Path) -> None:
     check_picture(shipped | {"image": reference["image"]})
 
 
-@pytest.mark.parametrize("seed", [10, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (11, 12))])
+@pytest.mark.parametrize("seed", [10, *(pytest.param(seed, marks=pytest.mark.campaign) for seed in (11, 12))])
 def test_fresh_networks_equal_the_slow_reference(seed: int) -> None:
     net, given = lively(seed), some_input(seed=seed)
     got = run_all(net, given)
@@ -247,7 +247,7 @@ def test_inputs_and_operators(folder: Path, graphs: dict[str, ort.InferenceSessi
         assert about == {"crosspair.format": "liveportrait/1", "crosspair.side": str(SIDE), "crosspair.precision": "fp32"}
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_exports_of_the_same_networks_are_equal(net: LivePortrait, folder: Path, tmp_path: Path) -> None:
     before = {k: v.clone() for k, v in net.state_dict().items()}
     paths = export_liveportrait(net, tmp_path, side=SIDE)
@@ -258,7 +258,7 @@ def test_exports_of_the_same_networks_are_equal(net: LivePortrait, folder: Path,
     assert all(p.requires_grad for p in net.parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_half_precision(net: LivePortrait, graphs: dict[str, ort.InferenceSession], scene: Arrays, tmp_path: Path) -> None:
     paths = {path.name: path for path in export_liveportrait(net, tmp_path, side=SIDE, precision="fp16")}
     models = {name: onnx.load(path) for name, path in paths.items()}
@@ -304,7 +304,7 @@ def test_half_networks_are_refused(net: LivePortrait, tmp_path: Path) -> None:
         export_liveportrait(copy.deepcopy(net).half(), tmp_path, side=SIDE)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_full_width(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = LivePortrait(OFFICIAL)

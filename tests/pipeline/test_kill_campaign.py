@@ -14,12 +14,13 @@ from campaigns.kills import campaign, compare
 
 
 @pytest.mark.timeout(900)
-def test_ten_kills_lose_nothing() -> None:
+def test_a_few_kills_lose_nothing() -> None:
+    """`make campaign` kills a hundred times."""
     said: list[str] = []
-    report = campaign(10, 4, said.append)
+    report = campaign(4, 4, said.append)
     assert report.violations == [], "\n".join(said)
-    assert len(report.kills) == 10 and report.runs >= 1 and report.units > 20
-    assert len(said) == 12  # the undisturbed run, each kill, the sum
+    assert len(report.kills) == 4 and report.runs >= 1 and report.units > 20
+    assert len(said) == 6  # the undisturbed run, each kill, the sum
 
 
 def test_a_finished_run_is_like_itself(finished: Finished) -> None:
