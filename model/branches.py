@@ -1,23 +1,22 @@
-"""The passes of one step of guidance: one after the other, or as one batch in which each sees its own controls alone."""
+"""The passes of one step of guidance: one after the other, or all at once, as one batch wherever their shapes allow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.controls import Controls, Text
-from model.portrait_dit import PortraitConfig, PortraitDiT
+from model.modulation import Bank, tell
+from model.portrait_dit import PortraitConfig, PortraitDiT, Slot
 
-# Shape suffixes: B batch, F frames of the window, C latent channels, H W latent rows and columns, N pictures (frames of all branches),
-# X image tokens of a picture with its controls, L text tokens, D width, K head width, M heads.
+# Shape suffixes: B batch, F frames of the window, P previous frames, C latent channels, H W latent rows and columns, S tokens of a frame,
+# X tokens of a frame's controls, L text tokens, D width.
 
 Branches = Literal["sequential", "batched"]
-_BATCHED = ("removed", "zero_latents")  # what may take the place of a dropped control, of which a batch can be made
 
 
 class Denoiser(Protocol):
@@ -27,6 +26,22 @@ class Denoiser(Protocol):
 
     def __call__(self, noisy_BFCHW: Tensor, timestep_B: Tensor, text: Text, controls: Controls) -> Tensor:
         """Velocity (noise minus data), (B, F, C, H, W)."""
+
+
+class Banked:
+    """A model with frozen controls, for one window: what its source and driving tokens say is computed once, not at every step."""
+
+    def __init__(self, model: PortraitDiT) -> None:
+        self.config = model.config
+        self._model = model
+        self._banks: dict[tuple[int, bool, bool], Bank] = {}
+
+    def __call__(self, noisy_BFCHW: Tensor, timestep_B: Tensor, text: Text, controls: Controls) -> Tensor:
+        """As the model's; the same text and controls are asked with throughout."""
+        key = (id(text.tokens_BLD), controls.source_BCHW is None, controls.driving_BFCHW is None)
+        if key not in self._banks:
+            self._banks[key] = self._model.bank(text, controls, noisy_BFCHW)
+        return self._model(noisy_BFCHW, timestep_B, text, controls, bank=self._banks[key])
 
 
 class Ask(NamedTuple):
@@ -39,87 +54,86 @@ class Ask(NamedTuple):
 def ask_all(model: Denoiser, noisy_BFCHW: Tensor, timestep_B: Tensor, asks: Sequence[Ask], branches: Branches) -> list[Tensor]:
     """The velocity of each ask, in their order.
 
-    "batched": those without previous frames go through together. Where a dropped control has no tokens, the batch would not be of one
-    shape; in it such a control has tokens that no other token attends to, which comes to the same (within rounding) and costs their
-    computing. That with previous frames goes by itself, since the temporal module sees more frames there. Pays where the passes are
-    too small to fill the machine; at the paper's size they are not, and "sequential" computes a fifth less. Models other than
-    `PortraitDiT`, and those trained with a dropped control that batching has no way to write down, are asked one after the other.
+    "batched" computes no more than "sequential" and agrees with it within rounding; it needs the memory of all passes at once, and
+    pays where one of them is too small to fill the machine. Models other than `PortraitDiT`, and those with frozen controls, are asked
+    one after the other.
     """
-    alone = [i for i, ask in enumerate(asks) if ask.controls.history_BPCHW is not None]
-    together = [i for i in range(len(asks)) if i not in alone]
-    if branches == "sequential" or len(together) < 2 or not isinstance(model, PortraitDiT) or _dropped(model) not in _BATCHED:
+    if branches == "sequential" or not isinstance(model, PortraitDiT) or model.config.frozen_controls:
         return [model(noisy_BFCHW, timestep_B, *ask) for ask in asks]
-    answers = dict(zip(together, _as_one_batch(model, noisy_BFCHW, timestep_B, [asks[i] for i in together]), strict=True))
-    answers |= {i: model(noisy_BFCHW, timestep_B, *asks[i]) for i in alone}
-    return [answers[i] for i in range(len(asks))]
+    return _all_at_once(model, noisy_BFCHW, timestep_B, asks)
 
 
-def _as_one_batch(model: PortraitDiT, noisy_BFCHW: Tensor, timestep_B: Tensor, asks: Sequence[Ask]) -> Sequence[Tensor]:
-    """As `ask_all`, of asks without previous frames."""
-    n, f = len(asks), noisy_BFCHW.shape[1]
-    texts, controls = [ask.text for ask in asks], [ask.controls for ask in asks]
-    source, has_source = _filled([c.source_BCHW for c in controls])
-    driving, has_driving = _filled([c.driving_BFCHW for c in controls])
-    s = (noisy_BFCHW.shape[-2] // model.config.patch) * (noisy_BFCHW.shape[-1] // model.config.patch)
-    present = [torch.ones(n, s, dtype=torch.bool), *(h[:, None].expand(n, s) for h in (has_source, has_driving) if h.any())]
-    seen_NX = torch.cat(present, dim=1).repeat_interleave(len(noisy_BFCHW) * f, 0).to(noisy_BFCHW.device)
-    text = Text(torch.cat([t.tokens_BLD for t in texts]), torch.cat([t.pooled_BD for t in texts]))
-    with _seeing(model, seen_NX) if _dropped(model) == "removed" else nullcontext():
-        together = Controls(source_BCHW=source, driving_BFCHW=driving)
-        return model(noisy_BFCHW.repeat(n, 1, 1, 1, 1), timestep_B.repeat(n), text, together).chunk(n)
+@dataclass
+class _Pass:
+    """The tokens of one pass on their way through the blocks; history is None where it has none."""
+
+    z_BFSD: Tensor
+    fixed_BFXD: Tensor
+    time_BD: Tensor
+    context_BFLD: Tensor
+    history_BPSD: Tensor | None
+    history_time_BD: Tensor
+    history_context_BPLD: Tensor
 
 
-def _dropped(model: PortraitDiT) -> str:
-    """What takes the place of a dropped control (`PortraitConfig.dropped`)."""
-    return str(getattr(model.config, "dropped", "removed"))
+def _all_at_once(model: PortraitDiT, noisy_BFCHW: Tensor, timestep_B: Tensor, asks: Sequence[Ask]) -> list[Tensor]:
+    """`PortraitDiT.forward` for several passes side by side.
+
+    Where dropped controls have no tokens, no two passes have the same number of them all along. But u, s and d differ only within
+    a frame, and d and p only across frames: so across frames all without history go together, and within frames all that have equally
+    many controls.
+    """
+    b, f, _, h, w = noisy_BFCHW.shape
+    z_BFSD = model._embed(noisy_BFCHW, Slot.VIDEO)
+    passes = [_begin(model, z_BFSD, noisy_BFCHW, timestep_B, ask) for ask in asks]
+    for temporal, block in zip(model.temporal, model.base.transformer_blocks, strict=True):
+        for group in _alike(passes, lambda p: p.history_BPSD is None):
+            before = [p.history_BPSD for p in group if p.history_BPSD is not None]
+            history, z = model._across_frames(temporal, torch.cat(before) if before else None, torch.cat([p.z_BFSD for p in group]))
+            for i, p in enumerate(group):
+                p.z_BFSD = z[i * b : (i + 1) * b]
+                p.history_BPSD = history[i * b : (i + 1) * b] if history is not None else None
+        for group in _alike(passes, lambda p: p.fixed_BFXD.shape[2]):
+            image = torch.cat([torch.cat([p.z_BFSD, p.fixed_BFXD], dim=2) for p in group])
+            image, context, _ = block(image, torch.cat([p.context_BFLD for p in group]), torch.cat([p.time_BD for p in group]))
+            for p, own, own_context in zip(group, image.chunk(len(group)), context.chunk(len(group)), strict=True):
+                p.context_BFLD = own_context
+                p.z_BFSD, p.fixed_BFXD = own.split([z_BFSD.shape[2], own.shape[2] - z_BFSD.shape[2]], dim=2)
+        if not block.last:
+            _history_through(block, [p for p in passes if p.history_BPSD is not None])
+    out = model.base.norm_out(
+        torch.cat([p.z_BFSD for p in passes]).flatten(0, 1), torch.cat([p.time_BD for p in passes]).repeat_interleave(f, 0)
+    )
+    return list(model._unpatchify(model.base.proj_out(out), h, w).unflatten(0, (len(passes) * b, f)).chunk(len(passes)))
 
 
-def _filled(latents: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor]:
-    """One control of all branches along the batch, zeros where it is dropped, None where it is everywhere; and where it is there, (n,)."""
-    given = torch.tensor([x is not None for x in latents])
-    like = next((x for x in latents if x is not None), None)
-    return None if like is None else torch.cat([torch.zeros_like(like) if x is None else x for x in latents]), given
+def _begin(model: PortraitDiT, z_BFSD: Tensor, noisy_BFCHW: Tensor, timestep_B: Tensor, ask: Ask) -> _Pass:
+    b, f = noisy_BFCHW.shape[:2]
+    text = Text(ask.text.tokens_BLD.expand(b, -1, -1), ask.text.pooled_BD.expand(b, -1))
+    video, history = tell(model.base, timestep_B, text), tell(model.base, model._history_time(timestep_B), text)
+    return _Pass(
+        z_BFSD=z_BFSD,
+        fixed_BFXD=model._embed_controls(ask.controls, noisy_BFCHW).expand(b, f, -1, -1),
+        time_BD=video.time_BD,
+        context_BFLD=video.context_BLD[:, None].expand(b, f, -1, -1),
+        history_BPSD=model._embed_history(ask.controls, noisy_BFCHW),
+        history_time_BD=history.time_BD,
+        history_context_BPLD=history.context_BLD[:, None].expand(b, model.config.history, -1, -1),
+    )
 
 
-@contextmanager
-def _seeing(model: PortraitDiT, seen_NX: Tensor) -> Iterator[None]:
-    """Within it only image tokens marked in `seen_NX` are attended to."""
-    before = model.base.attn_processors
-    model.base.set_attn_processor(_MaskedAttention(seen_NX))
-    try:
-        yield
-    finally:
-        model.base.set_attn_processor(before)
+def _history_through(block: Callable, group: list[_Pass]) -> None:
+    histories = [p.history_BPSD for p in group if p.history_BPSD is not None]
+    if not histories:
+        return
+    context, time = torch.cat([p.history_context_BPLD for p in group]), torch.cat([p.history_time_BD for p in group])
+    history, context, _ = block(torch.cat(histories), context, time)
+    for p, own, own_context in zip(group, history.chunk(len(group)), context.chunk(len(group)), strict=True):
+        p.history_BPSD, p.history_context_BPLD = own, own_context
 
 
-class _MaskedAttention:
-    """What diffusers' JointAttnProcessor2_0 computes, with a mask: over image tokens alone, or over image and text tokens together."""
-
-    def __init__(self, seen_NX: Tensor) -> None:
-        self._seen_NX = seen_NX
-
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """(N, X, D) and, of joint attention, (N, L, D), to the same. Names are diffusers'; it passes a mask, and never has one."""
-        image = _split(attn, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k), hidden_states)
-        seen = self._seen_NX
-        if encoder_hidden_states is not None:
-            projections, norms = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k)
-            text = _split(attn, projections, norms, encoder_hidden_states)
-            image = [torch.cat([i, t], dim=2) for i, t in zip(image, text, strict=True)]
-            seen = F.pad(seen, (0, encoder_hidden_states.shape[1]), value=True)
-        q, k, v = image
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None]).transpose(1, 2).flatten(2)
-        image_out = attn.to_out[1](attn.to_out[0](y[:, : hidden_states.shape[1]]))
-        if encoder_hidden_states is None:
-            return image_out
-        text_out = y[:, hidden_states.shape[1] :]
-        return image_out, text_out if attn.context_pre_only else attn.to_add_out(text_out)
-
-
-def _split(attn: Any, projections: Sequence[Any], norms: Sequence[Any], x: Tensor) -> list[Tensor]:
-    """Queries, keys and values, (N, M, tokens, K) each."""
-    q, k, v = (p(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for p in projections)
-    q, k = (y if norm is None else norm(y) for norm, y in zip(norms, (q, k), strict=True))
-    return [q, k, v]
+def _alike(passes: Sequence[_Pass], what: Callable[[_Pass], Hashable]) -> list[list[_Pass]]:
+    groups: dict[Hashable, list[_Pass]] = {}
+    for p in passes:
+        groups.setdefault(what(p), []).append(p)
+    return list(groups.values())

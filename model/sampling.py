@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.branches import Branches, Denoiser
+from model.branches import Banked, Branches, Denoiser
 from model.controls import Controls, Text
 from model.guidance import Guidance, guided_velocity
 from model.objective import TIMESTEPS
+from model.portrait_dit import PortraitDiT
 
 # Shape suffixes: B batch, F frames of the window, C latent channels, H W latent rows and columns.
 
@@ -112,6 +113,8 @@ def sample_window(
         before_B1CHW: the clean frame before the window, for temporal denoising alone.
     """
     x_BFCHW = noise_BFCHW
+    if isinstance(model, PortraitDiT) and model.config.frozen_controls:
+        model = Banked(model)
     for step, (sigma, below) in enumerate(pairwise(noise_levels(config.steps, shift=config.shift).tolist())):
         with torch.autocast(x_BFCHW.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             v_BFCHW = guided_velocity(model, x_BFCHW, sigma, text, controls, config.guidance, prompt=prompt, branches=config.branches)

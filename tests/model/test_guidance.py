@@ -1,13 +1,14 @@
 """Guidance is the paper's sum, in as many passes as weigh something, one by one or as a batch; and what is dropped does not enter."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from model.branches import Ask, ask_all
-from model.controls import Controls, D, Kept, P, S, Text, U
+from model.controls import Controls, D, Dropped, Kept, P, S, Text, U
 from model.guidance import Guidance, Term, guided_velocity, terms
 from model.portrait_dit import PortraitConfig, PortraitDiT, no_text
 
@@ -16,15 +17,20 @@ TEXT = no_text(CONFIG, 2)
 PLAIN = Guidance(source=1, driving=1, history=1)
 
 
+def lively(config: PortraitConfig) -> PortraitDiT:
+    """Fresh weights, also where a fresh model has zeros, so that every control means something."""
+    torch.manual_seed(0)
+    net = PortraitDiT(config).requires_grad_(False)
+    for module in net.temporal:
+        nn.init.normal_(module.out.weight, std=0.1)
+        if module.ff is not None:
+            nn.init.normal_(module.ff[2].weight, std=0.1)
+    return net
+
+
 @pytest.fixture(scope="module")
 def dit() -> PortraitDiT:
-    """Fresh weights, with temporal modules and modulation that do something."""
-    torch.manual_seed(0)
-    net = PortraitDiT(CONFIG)
-    for name, weight in net.named_parameters():
-        if ("temporal" in name and "out" in name) or "norm1" in name or "norm_out" in name:
-            nn.init.normal_(weight, std=0.1)
-    return net.requires_grad_(False)
+    return lively(CONFIG)
 
 
 def latents(*shape: int, seed: int) -> Tensor:
@@ -70,14 +76,9 @@ def test_guidance_is_the_papers_sum(dit: PortraitDiT, controls: Controls, branch
     torch.testing.assert_close(got, summed(passes(dit, controls), ls, ld, lp), atol=1e-5, rtol=0)
 
 
-def test_the_four_passes_differ() -> None:
+def test_the_four_passes_differ(dit: PortraitDiT) -> None:
     """Else the sums above would say nothing."""
-    torch.manual_seed(0)
-    net = PortraitDiT(CONFIG)
-    for module in net.temporal:
-        nn.init.normal_(module.out.weight, std=0.1)
-    with torch.no_grad():
-        u, s, d, p = passes(net, GIVEN).values()
+    u, s, d, p = passes(dit, GIVEN).values()
     assert min(float((a - b).abs().max()) for a, b in ((u, s), (s, d), (d, p))) > 0.01
 
 
@@ -143,22 +144,29 @@ def test_in_a_batch_no_branch_sees_anothers_controls(dit: PortraitDiT) -> None:
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1]) and not torch.allclose(first[2], second[2], atol=1e-3)
 
 
-@pytest.mark.parametrize("factorised", [False, True])
-def test_a_batch_of_branches_equals_four_calls(factorised: bool) -> None:
-    torch.manual_seed(1)
-    net = PortraitDiT(replace(CONFIG, factorised=factorised)).requires_grad_(False)
-    for module in net.temporal:
-        nn.init.normal_(module.out.weight, std=0.1)
-    time, calls = torch.tensor([700.0, 300.0]), []
-    hook = net.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    processors = net.base.attn_processors
-    asks = [Ask(TEXT, GIVEN.keep(k)) for k in (U, S, D, P)] + [Ask(PROMPT, Controls())]
-    together, apart = ask_all(net, NOISY, time, asks, "batched"), ask_all(net, NOISY, time, asks, "sequential")
-    hook.remove()
-    assert calls == [2 * 4, 2, 2, 2, 2, 2, 2]  # four branches and two of the batch at once, p by itself; then five calls
+@pytest.mark.parametrize(
+    ("choice", "batches"),
+    [
+        ({}, [[8, 2], [4, 2, 4, 2]]),  # across frames all but p; within frames u and t, s, d and p, and p's previous frames
+        ({"factorised": True, "history_time": "same", "temporal_updates_history": False}, [[8, 2], [4, 2, 4, 2]]),
+        ({"dropped": Dropped.ZERO_LATENTS}, [[10], [10, 10]]),
+        ({"dropped": Dropped.ZERO_TOKENS, "history_slot": "own", "temporal_ffn": True, "position_grid": 16}, [[10], [10, 10]]),
+    ],
+    ids=["removed", "removed, otherwise", "zero latents", "zero tokens"],
+)
+def test_a_batch_of_branches_equals_as_many_calls(choice: dict, batches: list[list[int]]) -> None:
+    """For a batch of two videos, at two noise levels."""
+    net = lively(replace(CONFIG, **choice))
+    time, asks = torch.tensor([700.0, 300.0]), [Ask(TEXT, GIVEN.keep(k)) for k in (U, S, D, P)] + [Ask(PROMPT, Controls())]
+    apart = ask_all(net, NOISY, time, asks, "sequential")
+    seen: list[list[int]] = [[], []]
+    for module, sizes in zip((net.temporal[0], net.base.transformer_blocks[0]), seen, strict=True):
+        module.register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.append(len(args[0])))
+    together = ask_all(net, NOISY, time, asks, "batched")
+    assert seen == batches
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
-    assert net.base.attn_processors == processors
+    assert min(float((a - b).abs().max()) for a, b in combinations(apart, 2)) > 1e-3  # else it would say nothing
 
 
 def test_a_prompt_adds_its_own_term(dit: PortraitDiT) -> None:

@@ -214,6 +214,29 @@ def test_a_video_is_what_a_slow_reference_makes(branches: str) -> None:
     assert np.abs(out[0].numpy() - slow_video(dit, video[:, 0], video, 4, 5)).max() < 1e-4
 
 
+def test_frozen_controls_are_computed_once_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bank for each set of them, source alone, both, and none; the frames are those of a model that computes them at every step."""
+    torch.manual_seed(0)
+    dit, made = PortraitDiT(replace(CONFIG, frozen_controls=True)).requires_grad_(False), []
+    bank = PortraitDiT.bank
+
+    def spied(self: PortraitDiT, text: Text, controls: Controls, noisy: Tensor) -> object:
+        made.append(controls)
+        return bank(self, text, controls, noisy)
+
+    monkeypatch.setattr(PortraitDiT, "bank", spied)
+    video, config = normal(1, 6, 16, 4, 4), SamplerConfig(steps=3)
+    out = sample_video(dit, TEXT, video[:, 0], video, config, generator=seeded())
+    assert len(made) == 2 * 3  # p has the controls of d
+
+    def forgetful(*asked: object) -> Tensor:
+        return dit(*asked)
+
+    forgetful.config = dit.config  # type: ignore[attr-defined]
+    wanted = sample_video(forgetful, TEXT, video[:, 0], video, config, generator=seeded())  # type: ignore[arg-type]
+    torch.testing.assert_close(out, wanted, atol=1e-6, rtol=0)
+
+
 class Flickering(Known):
     """Data that jump from frame to frame by 2; below level 0.5 it keeps what is there, as details are made of what is seen."""
 
