@@ -24,17 +24,19 @@ from schemas.store import DiskStore
 from schemas.units import Clip, SourceFile
 from schemas.video import resized
 from stages.encode import VideoWriter, encode_png
-from stages.faces import AUDIO, TARGET, Faces, FacesConfig
-from stages.ingest import TIMING, Ingest, IngestConfig, Timing
+from stages.faces import TARGET, TRACK, Faces, FacesConfig, read_track
+from stages.ingest import TIMING, Ingest, IngestConfig, Timing, frame_map
 from stages.media import decode
 from stages.outputs import Outputs
 from stages.portraits import Portraits
 from stages.regions import RegionFinder
+from stages.sound import extract_sound
 
 if TYPE_CHECKING:
     from pipeline.run import Watcher
 
 _SAMPLER = "sampler."  # before keys of model.sampling.SamplerConfig
+_SOUND_HZ, _SOUND_TIMEOUT_S = 48_000, 600.0
 _LONGEST_S = 600.0  # what ingest lets a shot be: an animation is of one clip, not of parts with a crop each
 
 
@@ -53,6 +55,15 @@ def animate_config(overrides: Sequence[str]) -> AnimateConfig:
 
 
 @dataclass(frozen=True)
+class Sound:
+    """Raw int16 stereo at `_SOUND_HZ`, of which the part from `start_s` on, `seconds` long, belongs to the film."""
+
+    path: Path
+    start_s: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What the model is to be shown. Pictures are uint8 RGB (S, S, 3), S the side that it was trained at.
 
@@ -60,7 +71,7 @@ class Inputs:
         source: a still of the person to animate.
         frames, fps: of the driving clip.
         driving: a fresh pass over its frames each time it is called: eyes, nose and mouth, the rest black.
-        sound: the clip's, as FLAC; None without.
+        sound: the clip's; None without.
         span: which part of the driving video the clip is, in words.
     """
 
@@ -68,7 +79,7 @@ class Inputs:
     frames: int
     fps: int
     driving: Callable[[], Iterator[np.ndarray]]
-    sound: Path | None
+    sound: Sound | None
     span: str
 
 
@@ -92,17 +103,17 @@ def prepare(source: Path, driving: Path, scratch: Path, config: AnimateConfig, *
     size_px = max(config.video.size_px, frame_px)
     run = DiskStore(scratch)
     still = _portrait(source, Outputs(run, "portraits"), Portraits(config.faces, size_px))
-    clip, seconds = _longest_clip(driving, run, config, size_px)
+    clip, start_s = _longest_clip(driving, run, config, size_px)
     target = run.root / clip.folder / clip.file(TARGET)
     _, regions = RegionFinder()(frame.rgb for frame in decode(target))
-    sound = run.root / clip.folder / clip.file(AUDIO)
+    stop_s = start_s + clip.frames / clip.fps
     return Inputs(
         source=resized(still, frame_px),
         frames=clip.frames,
         fps=clip.fps,
         driving=lambda: _masked(target, regions, size_px, frame_px, mask_dilation),
-        sound=sound if clip.has_audio else None,
-        span=f"{seconds[0]:.2f} s to {seconds[1]:.2f} s (frames {clip.first_frame} to {clip.last_frame}) of {driving}",
+        sound=_sound(driving, scratch / "sound.s16", start_s, stop_s) if clip.has_audio else None,
+        span=f"{start_s:.2f} s to {stop_s:.2f} s (frames {clip.first_frame} to {clip.last_frame}) of {driving}",
     )
 
 
@@ -125,8 +136,8 @@ def _portrait(source: Path, out: Outputs, stage: Portraits) -> np.ndarray:
     return decode_image(out.path(portrait.image).read_bytes())
 
 
-def _longest_clip(driving: Path, run: DiskStore, config: AnimateConfig, size_px: int) -> tuple[Clip, tuple[float, float]]:
-    """The longest clip of all shots, and when it is shown, in s."""
+def _longest_clip(driving: Path, run: DiskStore, config: AnimateConfig, size_px: int) -> tuple[Clip, float]:
+    """The longest clip of all shots, and when it begins, in s of the video's time."""
     out = Outputs(run, "ingest")
     try:
         _, shots = Ingest(config.ingest)(_file(driving), out)
@@ -145,11 +156,21 @@ def _longest_clip(driving: Path, run: DiskStore, config: AnimateConfig, size_px:
             "Give a video in which one face stays in view, or lower faces.min_clip_s"
         )
     clip = max(clips, key=lambda c: c.frames)  # of equal ones the first
+    shot = next(s for s in shots if s.id == clip.shot)
     times = Timing.read(out.path(TIMING)).times
-    return clip, (float(times[clip.first_frame]), float(times[clip.first_frame]) + clip.frames / clip.fps)
+    of_shot = frame_map(times, shot.first_frame, shot.last_frame, clip.fps)
+    _, shown = read_track(run.root / clip.folder / clip.file(TRACK))
+    begin = next(k for k in np.flatnonzero(of_shot == shown[0]) if np.array_equal(of_shot[k : k + len(shown)], shown))
+    return clip, float(times[shot.first_frame]) + int(begin) / clip.fps
 
 
-def write_film(path: Path, frames: Iterable[np.ndarray], fps: int, size_px: int, sound: Path | None, scratch: Path) -> None:
+def _sound(driving: Path, out: Path, start_s: float, stop_s: float) -> Sound | None:
+    """The driving video's own sound, not what pairs keep of it."""
+    found = extract_sound(driving, out, stop_s + 1.0, timeout_s=_SOUND_TIMEOUT_S, rate_hz=_SOUND_HZ, channels=2)
+    return Sound(out, start_s, stop_s - start_s) if found else None
+
+
+def write_film(path: Path, frames: Iterable[np.ndarray], fps: int, size_px: int, sound: Sound | None, scratch: Path) -> None:
     """Writes an mp4, whole or not at all: H.264 frames, and the sound as AAC where there is any. `path` may be there already.
 
     Raises:
@@ -162,8 +183,9 @@ def write_film(path: Path, frames: Iterable[np.ndarray], fps: int, size_px: int,
             writer.write(frame)
     streams = [ffmpeg.input(f"file:{silent}").video]
     if sound is not None:
-        streams.append(ffmpeg.input(f"file:{sound}").audio)
-    how = {"vcodec": "copy", "acodec": "aac", "b:a": "96k", "format": "mp4", "movflags": "+faststart", "fflags": "+bitexact"}
+        raw = ffmpeg.input(f"file:{sound.path}", format="s16le", ar=_SOUND_HZ, ac=2, ss=sound.start_s, t=sound.seconds)
+        streams.append(raw.audio.filter("apad", whole_dur=sound.seconds))  # a sound that ends early ends in silence
+    how = {"vcodec": "copy", "acodec": "aac", "b:a": "160k", "format": "mp4", "movflags": "+faststart", "fflags": "+bitexact"}
     film = ffmpeg.output(*streams, f"file:{partial.absolute()}", **how).global_args("-nostdin", "-loglevel", "error", "-y")
     try:
         film.run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), capture_stderr=True)
