@@ -61,7 +61,14 @@ class Block(nn.Module):
         return Vectors(image.linear(image.silu(time_BD)), context.linear(context.silu(time_BD)))
 
     def forward(
-        self, image_BFXD: Tensor, context_BFLD: Tensor, time: Tensor | Vectors, *, given: KeysValues | None = None, hand_out: bool = False
+        self,
+        image_BFXD: Tensor,
+        context_BFLD: Tensor,
+        time: Tensor | Vectors,
+        *,
+        seen_BX: Tensor | None = None,
+        given: KeysValues | None = None,
+        hand_out: bool = False,
     ) -> tuple[Tensor, Tensor, KeysValues | None]:
         """Image and text tokens after the block, and on demand (`hand_out`) the keys and values of the image tokens.
 
@@ -69,6 +76,7 @@ class Block(nn.Module):
             image_BFXD: picture tokens; each frame by itself.
             context_BFLD: text tokens of each frame; they come back unchanged from the last block.
             time: embedding of timestep and pooled text (B, D), or what `vectors` made of it.
+            seen_BX: False for image tokens that no token attends to; None: all are attended to.
             given: keys and values that the image and text tokens read beside each other's.
         """
         vectors = time if isinstance(time, Vectors) else self.vectors(time)
@@ -80,12 +88,12 @@ class Block(nn.Module):
         normed = self.norm1.norm(image_BFXD)
         x = normed * (1 + scale) + shift
         y = self.norm1_context.norm(context_BFLD) * (1 + context_scale) + context_shift
-        x, y, first = self._joint_attention(x, y, given.first if given is not None else None)
+        x, y, first = self._joint_attention(x, y, seen_BX, given.first if given is not None else None)
         image = image_BFXD + gate * x
         second = None
         if self.dual:
             shift2, scale2, gate2 = image_vectors[6:]
-            x, second = self._image_attention(normed * (1 + scale2) + shift2, given.second if given is not None else None)
+            x, second = self._image_attention(normed * (1 + scale2) + shift2, seen_BX, given.second if given is not None else None)
             image = image + gate2 * x
         image = image + gate_ff * self.ff(self.norm2(image) * (1 + scale_ff) + shift_ff)
         keys = KeysValues(first, second) if hand_out else None
@@ -97,7 +105,9 @@ class Block(nn.Module):
         context = context + gate_ff * self.ff_context(self.norm2_context(context) * (1 + scale_ff) + shift_ff)
         return image, context, keys
 
-    def _joint_attention(self, x: Tensor, y: Tensor, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def _joint_attention(
+        self, x: Tensor, y: Tensor, seen_BX: Tensor | None, given: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """For image tokens x and text tokens y; those of the text are not projected yet."""
         a = self.attn
         q, k, v = a.norm_q(_split(a.to_q(x), a.heads)), a.norm_k(_split(a.to_k(x), a.heads)), _split(a.to_v(x), a.heads)
@@ -105,14 +115,16 @@ class Block(nn.Module):
         context_k = a.norm_added_k(_split(a.add_k_proj(y), a.heads))
         context_v = _split(a.add_v_proj(y), a.heads)
         read_k, read_v = _beside((torch.cat([k, context_k], dim=3), torch.cat([v, context_v], dim=3)), given)
-        out = _attend(torch.cat([q, context_q], dim=3), read_k, read_v)
+        out = _attend(torch.cat([q, context_q], dim=3), read_k, read_v, seen_BX)
         x_out, y_out = out.split([x.shape[2], y.shape[2]], dim=2)
         return a.to_out[0](x_out), y_out, (k, v)
 
-    def _image_attention(self, x: Tensor, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _image_attention(
+        self, x: Tensor, seen_BX: Tensor | None, given: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         a = self.attn2
         q, k, v = a.norm_q(_split(a.to_q(x), a.heads)), a.norm_k(_split(a.to_k(x), a.heads)), _split(a.to_v(x), a.heads)
-        return a.to_out[0](_attend(q, *_beside((k, v), given))), (k, v)
+        return a.to_out[0](_attend(q, *_beside((k, v), given), seen_BX)), (k, v)
 
 
 def _split(x_BFND: Tensor, heads: int) -> Tensor:
@@ -128,8 +140,11 @@ def _beside(own: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor] | None) -> 
     return k, v
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, F, H, N, K) to (B, F, N, D), each frame by itself."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen_BX: Tensor | None) -> Tensor:
+    """(B, F, H, N, K) to (B, F, N, D), each frame by itself. Keys beyond the X of `seen_BX`, those of the text, are always attended to."""
     b, f = q.shape[:2]
-    out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))  # fast kernels want four dimensions
+    mask = None
+    if seen_BX is not None:
+        mask = F.pad(seen_BX, (0, k.shape[3] - seen_BX.shape[1]), value=True).repeat_interleave(f, 0)[:, None, None]
+    out = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask)  # fast kernels want four dimensions
     return out.transpose(1, 2).flatten(2).unflatten(0, (b, f))

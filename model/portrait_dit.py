@@ -4,6 +4,7 @@ and a temporal module before each block ties the frames together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from model.base import load_base, new_base, sized_as
-from model.controls import Controls, Dropped, Text
+from model.controls import Controls, Dropped, Kept, Text
 from model.mmdit import Block
 from model.modulation import Bank, Modulation, tell, tell_all
 from model.portrait_config import SD35_MEDIUM, TINY, PortraitConfig
@@ -79,6 +80,7 @@ class PortraitDiT(nn.Module):
         text: Text,
         controls: Controls,
         *,
+        kept: Sequence[Kept] | None = None,
         modulation: Modulation | None = None,
         bank: Bank | None = None,
     ) -> Tensor:
@@ -89,30 +91,35 @@ class PortraitDiT(nn.Module):
             timestep_B: float in [0, 1000], 1000 times sigma.
             text: embedding of the prompt, one for each of the batch or one for all.
             controls: clean latents of the controls that are given.
+            kept: which of `controls` each of the batch sees, where they do not all see all. What is dropped for one of the batch has the
+                meaning that it has for all, but that removed tokens cost their computing; not for frozen controls.
             modulation: this step's one of `modulations`, in place of `timestep_B` and `text`.
             bank: this window's `bank`, in place of the source and driving frames of `controls`.
         """
         b, f, _, h, w = noisy_BFCHW.shape
         assert f <= self.config.frames, f"{f} frames, there are numbers for {self.config.frames}"
         assert bank is None or self.config.frozen_controls, "only frozen controls are the same at all steps"
+        assert kept is None or not self.config.frozen_controls
+        there_B3 = torch.tensor(kept, device=noisy_BFCHW.device) if kept is not None else None
         z_BFSD = self._embed(noisy_BFCHW, Slot.VIDEO)
         fixed_BFXD = z_BFSD[:, :, :0]
         if self.config.frozen_controls:
             bank = bank or self.bank(text, controls, noisy_BFCHW)
         else:
-            fixed_BFXD = self._embed_controls(controls, noisy_BFCHW).expand(b, f, -1, -1)
+            fixed_BFXD = self._embed_controls(controls, noisy_BFCHW, there_B3).expand(b, f, -1, -1)
         told = modulation.video if modulation is not None else tell(self.base, timestep_B, text)
         context_BFLD = told.context_BLD[:, None].expand(b, f, -1, -1)
-        history_BPSD = self._embed_history(controls, noisy_BFCHW)
+        history_BPSD = self._embed_history(controls, noisy_BFCHW, there_B3)
         if history_BPSD is not None:
             told_history = modulation.history if modulation is not None else tell(self.base, self._history_time(timestep_B), text)
             history_context_BPLD = told_history.context_BLD[:, None].expand(b, self.config.history, -1, -1)
+        seen_BX, seen_BN = self._attended(there_B3, controls, f, z_BFSD.shape[2])
 
         for i, (temporal, block) in enumerate(zip(self.temporal, self.base.transformer_blocks, strict=True)):
-            history_BPSD, z_BFSD = self._across_frames(temporal, history_BPSD, z_BFSD)
+            history_BPSD, z_BFSD = self._across_frames(temporal, history_BPSD, z_BFSD, seen_BN)
             image = torch.cat([z_BFSD, fixed_BFXD], dim=2)
             given = bank.blocks[i] if bank is not None else None
-            image, context_BFLD, _ = block(image, context_BFLD, told.block(i), given=given)
+            image, context_BFLD, _ = block(image, context_BFLD, told.block(i), seen_BX=seen_BX, given=given)
             z_BFSD, fixed_BFXD = image.split([z_BFSD.shape[2], fixed_BFXD.shape[2]], dim=2)
             if history_BPSD is not None and not block.last:  # after the last block nobody reads the history
                 history_BPSD, history_context_BPLD, _ = block(history_BPSD, history_context_BPLD, told_history.block(i))
@@ -154,8 +161,11 @@ class PortraitDiT(nn.Module):
         positions = self.positions(h // self.config.patch, w // self.config.patch, slot)
         return (patches + positions).to(patches.dtype).unflatten(0, (b, f))
 
-    def _embed_or_drop(self, latents_BFCHW: Tensor | None, slot: Slot, like_BFCHW: Tensor) -> Tensor | None:
-        """Tokens of a control, or of what takes the place of a dropped one."""
+    def _embed_or_drop(self, latents_BFCHW: Tensor | None, slot: Slot, like_BFCHW: Tensor, there_B: Tensor | None = None) -> Tensor | None:
+        """Tokens of a control, or of what takes the place of a dropped one: for all of the batch, or for those that are not `there_B`."""
+        if latents_BFCHW is not None and there_B is not None:
+            tokens = self._embed(latents_BFCHW.where(there_B[:, None, None, None, None], 0), slot)
+            return tokens.where(there_B[:, None, None, None], 0) if self.config.dropped == Dropped.ZERO_TOKENS else tokens
         if latents_BFCHW is not None:
             return self._embed(latents_BFCHW, slot)
         if self.config.dropped == Dropped.REMOVED:
@@ -163,37 +173,51 @@ class PortraitDiT(nn.Module):
         tokens = self._embed(torch.zeros_like(like_BFCHW), slot)
         return tokens if self.config.dropped == Dropped.ZERO_LATENTS else torch.zeros_like(tokens)
 
-    def _embed_controls(self, controls: Controls, noisy_BFCHW: Tensor) -> Tensor:
+    def _embed_controls(self, controls: Controls, noisy_BFCHW: Tensor, there_B3: Tensor | None = None) -> Tensor:
         """Tokens of the source and the driving frames, (B, F, X, D); F is 1 when all frames have the same."""
         source_B1CHW = controls.source_BCHW[:, None] if controls.source_BCHW is not None else None
-        source = self._embed_or_drop(source_B1CHW, Slot.SOURCE, noisy_BFCHW[:, :1])
-        driving = self._embed_or_drop(controls.driving_BFCHW, Slot.DRIVING, noisy_BFCHW)
+        there = there_B3.unbind(1) if there_B3 is not None else (None, None, None)
+        source = self._embed_or_drop(source_B1CHW, Slot.SOURCE, noisy_BFCHW[:, :1], there[0])
+        driving = self._embed_or_drop(controls.driving_BFCHW, Slot.DRIVING, noisy_BFCHW, there[1])
         tokens = [t for t in (source, driving) if t is not None]
         if not tokens:
             return noisy_BFCHW.new_zeros(len(noisy_BFCHW), 1, 0, self.config.width)
         frames = max(t.shape[1] for t in tokens)
         return torch.cat([t.expand(-1, frames, -1, -1) for t in tokens], dim=2)
 
-    def _embed_history(self, controls: Controls, noisy_BFCHW: Tensor) -> Tensor | None:
+    def _embed_history(self, controls: Controls, noisy_BFCHW: Tensor, there_B3: Tensor | None) -> Tensor | None:
         previous = self.config.history
         if not previous:
             return None
         assert controls.history_BPCHW is None or controls.history_BPCHW.shape[1] == previous
         slot = Slot.VIDEO if self.config.history_slot == "video" else Slot.HISTORY
         like = noisy_BFCHW[:, :1].expand(-1, previous, -1, -1, -1)
-        return self._embed_or_drop(controls.history_BPCHW, slot, like)
+        return self._embed_or_drop(controls.history_BPCHW, slot, like, there_B3[:, 2] if there_B3 is not None else None)
+
+    def _attended(self, there_B3: Tensor | None, controls: Controls, f: int, s: int) -> tuple[Tensor | None, Tensor | None]:
+        """Which image tokens (B, X) and which frames (B, N) are attended to, where some of the batch have tokens that are removed."""
+        if there_B3 is None or self.config.dropped != Dropped.REMOVED:
+            return None, None
+        always_B1 = torch.ones_like(there_B3[:, :1])
+        pictures = [always_B1]
+        pictures += [there_B3[:, :1]] if controls.source_BCHW is not None else []
+        pictures += [there_B3[:, 1:2]] if controls.driving_BFCHW is not None else []
+        frames = torch.cat([there_B3[:, 2:].expand(-1, self.config.history), always_B1.expand(-1, f)], dim=1)
+        return torch.cat(pictures, dim=1).repeat_interleave(s, 1), frames
 
     def _history_time(self, timestep_B: Tensor) -> Tensor:
         return timestep_B if self.config.history_time == "same" else torch.zeros_like(timestep_B)
 
-    def _across_frames(self, temporal: nn.Module, history_BPSD: Tensor | None, z_BFSD: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _across_frames(
+        self, temporal: nn.Module, history_BPSD: Tensor | None, z_BFSD: Tensor, seen_BN: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
         """Source and driving tokens stay out of it, and a frame has the same number with and without frames before it."""
         if history_BPSD is None:
             return None, z_BFSD + temporal(z_BFSD, first_frame=self.config.history)
         x_BNSD = torch.cat([history_BPSD, z_BFSD], dim=1)
         if not self.config.temporal_updates_history:
-            return history_BPSD, z_BFSD + temporal(x_BNSD, first_frame=0, only_read=self.config.history)
-        history, z = (x_BNSD + temporal(x_BNSD, first_frame=0)).split([self.config.history, z_BFSD.shape[1]], dim=1)
+            return history_BPSD, z_BFSD + temporal(x_BNSD, first_frame=0, only_read=self.config.history, seen_BN=seen_BN)
+        history, z = (x_BNSD + temporal(x_BNSD, first_frame=0, seen_BN=seen_BN)).split([self.config.history, z_BFSD.shape[1]], dim=1)
         return history, z
 
     def _unpatchify(self, tokens: Tensor, h: int, w: int) -> Tensor:

@@ -49,8 +49,15 @@ class TemporalAttention(nn.Module):
             if name.startswith(("out.", "ff.2.")):
                 nn.init.zeros_(parameter)
 
-    def forward(self, x_BNSD: Tensor, *, first_frame: int, only_read: int = 0) -> Tensor:
-        """The update of all frames but the first `only_read`, (B, M, S, D); `first_frame` is the number of x's first frame."""
+    def forward(self, x_BNSD: Tensor, *, first_frame: int, only_read: int = 0, seen_BN: Tensor | None = None) -> Tensor:
+        """The update of all frames but the first `only_read`, (B, M, S, D).
+
+        Args:
+            x_BNSD: tokens.
+            first_frame: number of x's first frame.
+            only_read: so many of the first frames are read and not updated.
+            seen_BN: False for frames that no token attends to; None: all are attended to.
+        """
         b, n, s, d = x_BNSD.shape
         m = n - only_read
         assert first_frame >= 0 and first_frame + n <= self.frames, f"{n} frames from {first_frame} on, {self.frames} have numbers"
@@ -58,7 +65,10 @@ class TemporalAttention(nn.Module):
         y = y_BNSD.transpose(1, 2).reshape(b * s, n, d) if self.factorised else y_BNSD.reshape(b, n * s, d)
         q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (batch, H, tokens, K)
         q = q[:, :, only_read * (1 if self.factorised else s) :]
-        y = F.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v).transpose(1, 2).flatten(2)
+        mask = None
+        if seen_BN is not None:
+            mask = (seen_BN.repeat_interleave(s, 0) if self.factorised else seen_BN.repeat_interleave(s, 1))[:, None, None]
+        y = F.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v, mask).transpose(1, 2).flatten(2)
         y = self.out(y)
         update = y.reshape(b, s, m, d).transpose(1, 2) if self.factorised else y.reshape(b, m, s, d)
         if self.ff is None:

@@ -159,6 +159,23 @@ def test_what_a_dropped_control_holds_does_not_enter(dropped: Dropped, frozen: b
                 assert dit(noisy, timestep, text, mixed).isnan().any()  # not dropped, it would show
 
 
+@pytest.mark.parametrize("changes", [{}, {"factorised": True}, {"temporal_updates_history": False}])
+@pytest.mark.parametrize("dropped", Dropped)
+def test_each_of_a_batch_can_see_controls_of_its_own(dropped: Dropped, changes: dict) -> None:
+    dit, (noisy, timestep, text, controls) = awake(replace(CONFIG, dropped=dropped, **changes)), inputs()
+    kept = [U, S, D, P, Kept(driving=True), Kept(history=True)]
+    first = Text(text.tokens_BLD[:1], text.pooled_BD[:1])
+    one = Controls(**{name: getattr(controls, name)[:1] for name in ("source_BCHW", "driving_BFCHW", "history_BPCHW")})
+    many = Controls(**{name: getattr(one, name).repeat(6, *[1] * (getattr(one, name).ndim - 1)) for name in vars(one)})
+    assert many.history_BPCHW is not None
+    many.history_BPCHW[0] = float("nan")  # of one that does not see it
+    with torch.no_grad():
+        batch = dit(noisy[:1].repeat(6, 1, 1, 1, 1), timestep[:1].repeat(6), first, many, kept=kept)
+        for out, k in zip(batch, kept, strict=True):
+            torch.testing.assert_close(out[None], dit(noisy[:1], timestep[:1], first, one.keep(k)), atol=1e-5, rtol=0)
+    assert all((a - b).abs().max() > 1e-4 for a, b in combinations(batch, 2))
+
+
 def test_what_takes_the_place_of_a_dropped_control() -> None:
     noisy, timestep, text, controls = inputs()
     zeros = Controls(**{name: torch.zeros_like(getattr(controls, name)) for name in ("source_BCHW", "driving_BFCHW", "history_BPCHW")})
