@@ -96,8 +96,8 @@ def guided_velocity(
     """The combined velocity, (B, F, C, H, W). `text` is what the model was trained with, `prompt` what is to morph the face."""
     summed = terms(guidance, sigma, history=controls.history_BPCHW is not None, prompt=prompt is not None)
     timestep_B = torch.full((len(noisy_BFCHW),), TIMESTEPS * sigma, device=noisy_BFCHW.device)
-    asks = [Ask(prompt if term.prompted and prompt is not None else text, controls.keep(term.kept)) for term in summed]
-    velocities = [v.to(noisy_BFCHW.dtype) for v in ask_all(model, noisy_BFCHW, timestep_B, asks, branches)]
+    asks = [Ask(prompt if term.prompted and prompt is not None else text, term.kept) for term in summed]
+    velocities = [v.to(noisy_BFCHW.dtype) for v in ask_all(model, noisy_BFCHW, timestep_B, controls, asks, branches)]
     out = velocities[0] if summed[0].weight == 1 else summed[0].weight * velocities[0]
     for term, velocity in zip(summed[1:], velocities[1:], strict=True):
         out = out + term.weight * velocity
