@@ -14,7 +14,7 @@ from model.codec import DctCodec, LatentCodec
 # Shape suffixes: T frames, C latent channels, H W latent rows and columns, S frame side in px.
 
 _SUBFOLDER = "vae"
-_AT_ONCE = 4  # frames in the network's hands; at 576 px each takes about 2 GB of activations
+_AT_ONCE = 4  # frames in the network's hands, so that memory does not grow with their number
 
 
 class VaeCodec:

@@ -28,7 +28,8 @@ def sample_windows(
 ) -> Iterator[Tensor]:
     """Yields finished windows, clean latents of the shapes of `driving`, as soon as each is made; memory does not grow with their number.
 
-    The first window has no previous frames. One that is too short is filled up by repeating its last driving frame, and cut.
+    The first window has no previous frames; those of the others are latents as they were made, not decoded and encoded again. A window
+    that is too short is filled up by repeating its last driving frame, and cut.
 
     Args:
         model: see `Denoiser`; its config says how many frames a window (F) and its history (F') have.

@@ -5,16 +5,15 @@ is made of its answers.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ffmpeg
-import imageio_ffmpeg
 import numpy as np
 
 from pipeline.config import VideoConfig
+from pipeline.film import Sound, sound_of, write_film
 from schemas.config import parse_config
 from schemas.ids import source_id
 from schemas.outcomes import Rejection
@@ -23,20 +22,18 @@ from schemas.sample import decode_image
 from schemas.store import DiskStore
 from schemas.units import Clip, SourceFile
 from schemas.video import resized
-from stages.encode import VideoWriter, encode_png
+from stages.encode import encode_png
 from stages.faces import TARGET, TRACK, Faces, FacesConfig, read_track
 from stages.ingest import TIMING, Ingest, IngestConfig, Timing, frame_map
 from stages.media import decode
 from stages.outputs import Outputs
 from stages.portraits import Portraits
 from stages.regions import RegionFinder
-from stages.sound import extract_sound
 
 if TYPE_CHECKING:
     from pipeline.run import Watcher
 
 _SAMPLER = "sampler."  # before keys of model.sampling.SamplerConfig
-_SOUND_HZ, _SOUND_TIMEOUT_S = 48_000, 600.0
 _LONGEST_S = 600.0  # what ingest lets a shot be: an animation is of one clip, not of parts with a crop each
 
 
@@ -52,15 +49,6 @@ class AnimateConfig:
 def animate_config(overrides: Sequence[str]) -> AnimateConfig:
     """From `a.b=c` overrides; a clip is by default as long as it comes. Raises ValueError for an unknown key or a wrong value."""
     return parse_config(AnimateConfig, {"faces": {"max_clip_s": _LONGEST_S}}, overrides, where="animate")
-
-
-@dataclass(frozen=True)
-class Sound:
-    """Raw int16 stereo at `_SOUND_HZ`, of which the part from `start_s` on, `seconds` long, belongs to the film."""
-
-    path: Path
-    start_s: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -103,7 +91,7 @@ def prepare(source: Path, driving: Path, scratch: Path, config: AnimateConfig, *
     size_px = max(config.video.size_px, frame_px)
     run = DiskStore(scratch)
     still = _portrait(source, Outputs(run, "portraits"), Portraits(config.faces, size_px))
-    clip, start_s = _longest_clip(driving, run, config, size_px)
+    clip, start_s, clips = _longest_clip(driving, run, config, size_px)
     target = run.root / clip.folder / clip.file(TARGET)
     _, regions = RegionFinder()(frame.rgb for frame in decode(target))
     stop_s = start_s + clip.frames / clip.fps
@@ -112,8 +100,9 @@ def prepare(source: Path, driving: Path, scratch: Path, config: AnimateConfig, *
         frames=clip.frames,
         fps=clip.fps,
         driving=lambda: _masked(target, regions, size_px, frame_px, mask_dilation),
-        sound=_sound(driving, scratch / "sound.s16", start_s, stop_s) if clip.has_audio else None,
-        span=f"{start_s:.2f} s to {stop_s:.2f} s (frames {clip.first_frame} to {clip.last_frame}) of {driving}",
+        sound=sound_of(driving, scratch, start_s, stop_s) if clip.has_audio else None,
+        span=f"{start_s:.2f} s to {stop_s:.2f} s (frames {clip.first_frame} to {clip.last_frame}) of {driving}"
+        + (f", the longest of {clips} clips" if clips > 1 else ""),
     )
 
 
@@ -136,8 +125,8 @@ def _portrait(source: Path, out: Outputs, stage: Portraits) -> np.ndarray:
     return decode_image(out.path(portrait.image).read_bytes())
 
 
-def _longest_clip(driving: Path, run: DiskStore, config: AnimateConfig, size_px: int) -> tuple[Clip, float]:
-    """The longest clip of all shots, and when it begins, in s of the video's time."""
+def _longest_clip(driving: Path, run: DiskStore, config: AnimateConfig, size_px: int) -> tuple[Clip, float, int]:
+    """The longest clip of all shots, when it begins, in s of the video's time, and how many there are."""
     out = Outputs(run, "ingest")
     try:
         _, shots = Ingest(config.ingest)(_file(driving), out)
@@ -161,39 +150,7 @@ def _longest_clip(driving: Path, run: DiskStore, config: AnimateConfig, size_px:
     of_shot = frame_map(times, shot.first_frame, shot.last_frame, clip.fps)
     _, shown = read_track(run.root / clip.folder / clip.file(TRACK))
     begin = next(k for k in np.flatnonzero(of_shot == shown[0]) if np.array_equal(of_shot[k : k + len(shown)], shown))
-    return clip, float(times[shot.first_frame]) + int(begin) / clip.fps
-
-
-def _sound(driving: Path, out: Path, start_s: float, stop_s: float) -> Sound | None:
-    """The driving video's own sound, not what pairs keep of it."""
-    found = extract_sound(driving, out, stop_s + 1.0, timeout_s=_SOUND_TIMEOUT_S, rate_hz=_SOUND_HZ, channels=2)
-    return Sound(out, start_s, stop_s - start_s) if found else None
-
-
-def write_film(path: Path, frames: Iterable[np.ndarray], fps: int, size_px: int, sound: Sound | None, scratch: Path) -> None:
-    """Writes an mp4, whole or not at all: H.264 frames, and the sound as AAC where there is any. `path` may be there already.
-
-    Raises:
-        ValueError: ffmpeg cannot write it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    silent, partial = scratch / "silent.mp4", path.with_name(f".{path.name}.partial")
-    with VideoWriter(silent, fps, size_px) as writer:
-        for frame in frames:
-            writer.write(frame)
-    streams = [ffmpeg.input(f"file:{silent}").video]
-    if sound is not None:
-        raw = ffmpeg.input(f"file:{sound.path}", format="s16le", ar=_SOUND_HZ, ac=2, ss=sound.start_s, t=sound.seconds)
-        streams.append(raw.audio.filter("apad", whole_dur=sound.seconds))  # a sound that ends early ends in silence
-    how = {"vcodec": "copy", "acodec": "aac", "b:a": "160k", "format": "mp4", "movflags": "+faststart", "fflags": "+bitexact"}
-    film = ffmpeg.output(*streams, f"file:{partial.absolute()}", **how).global_args("-nostdin", "-loglevel", "error", "-y")
-    try:
-        film.run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), capture_stderr=True)
-        partial.replace(path)
-    except ffmpeg.Error as e:
-        raise ValueError(f"{path}: cannot be written: {e.stderr.decode(errors='replace').strip()}") from e
-    finally:
-        partial.unlink(missing_ok=True)
+    return clip, float(times[shot.first_frame]) + int(begin) / clip.fps, len(clips)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +187,11 @@ def animate(job: Animation, overrides: Sequence[str], watcher: Watcher) -> None:
         [o.removeprefix(_SAMPLER) for o in overrides if o.startswith(_SAMPLER)],
     )
     config = animate_config(own)
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    video, still = job.out.with_suffix(".driving.mp4"), job.out.with_suffix(".source.png")
+    for written in (job.out, video, still):
+        if written.resolve() in (job.source.resolve(), job.driving.resolve()):
+            raise ValueError(f"--out {job.out}: {written} would be written over, and is what the film is made of; choose another name")
     animator = Animator(job.checkpoint, base=job.base, device=job.device)
     recipe = animator.recipe
     sampling = parse_config(SamplerConfig, {"shift": recipe.shift}, sampler, where="sampler")
@@ -244,8 +206,8 @@ def animate(job: Animation, overrides: Sequence[str], watcher: Watcher) -> None:
         if not animator.history:
             watcher.say("this model was not trained with previous frames: windows are made without them, and seams may show")
         if job.show:
-            write_film(job.out.with_suffix(".driving.mp4"), shown.driving(), shown.fps, recipe.frame_px, None, scratch)
-            job.out.with_suffix(".source.png").write_bytes(encode_png(shown.source))
+            write_film(video, shown.driving(), shown.fps, recipe.frame_px, None, scratch)
+            still.write_bytes(encode_png(shown.source))
         watcher.step("animate", shown.frames)
         frames = _told(animator.frames(shown.source, shown.driving(), sampling, seed=job.seed, prompt=prompt), watcher)
         write_film(job.out, frames, shown.fps, recipe.frame_px, shown.sound, scratch)

@@ -112,7 +112,7 @@ def test_the_longest_clip_of_a_video_with_cuts_is_used(world: Path, tmp_path: Pa
     assert len(decode_video(film)) == 36 and abs(rate_and_seconds(film)[2] - 36 / FPS) < AAC_FRAME_S
     loud = np.flatnonzero(np.abs(sound_of(film)[0]) > 0.1)
     assert abs(loud[0] / HZ - 0.5) < 0.03 and (loud[-1] - loud[0]) / HZ < 0.06  # the decoder gives what AAC puts before the beginning, too
-    assert "driving: 36 frames, 1.56 s to 3.00 s (frames 39 to 74)" in result.stdout
+    assert "driving: 36 frames, 1.56 s to 3.00 s (frames 39 to 74)" in result.stdout and "the longest of 2 clips" in result.stdout
 
 
 def test_without_a_face_the_file_and_the_remedy_are_named(world: Path, tmp_path: Path) -> None:
@@ -148,6 +148,19 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_looked_at(
 ) -> None:
     result = animate(world, tmp_path / "x.mp4", *given, driving=tmp_path / "none.mp4")
     assert isinstance(result.exception, ValueError) and says in str(result.exception), result.exception
+
+
+def test_what_a_film_is_made_of_is_never_written_over(world: Path) -> None:
+    shutil.copy(world / "clip.mp4", world / "film.driving.mp4")
+    for name, out, driving in (
+        ("clip.mp4", "clip.mp4", "clip.mp4"),
+        ("still.png", "still.png", "clip.mp4"),
+        ("film.driving.mp4", "film.mp4", "film.driving.mp4"),
+    ):
+        before = (world / name).read_bytes()
+        result = animate(world, world / "out" / ".." / out, "--show-controls", driving=world / driving)
+        assert isinstance(result.exception, ValueError) and "choose another name" in str(result.exception)
+        assert (world / name).read_bytes() == before
 
 
 def test_a_real_clip(world: Path, shared: Path, tmp_path: Path) -> None:
