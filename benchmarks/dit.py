@@ -178,9 +178,8 @@ def main() -> int:
         steps(config, torch.device("cuda"), torch.bfloat16, 72, runs=args.runs, compile_modes=modes)
     else:
         torch.set_num_threads(1)
-        print(
-            f"\nno GPU: CPU seconds per denoising step of the tiny model at 128 px, 1 thread, float32, {config.layers} blocks of width {config.width}"
-        )
+        size = f"{config.layers} blocks of width {config.width}, 128 px"
+        print(f"\nno GPU: CPU seconds per denoising step of a tiny model ({size}), 1 thread, float32")
         steps(config, torch.device("cpu"), torch.float32, 16, runs=args.runs, compile_modes=modes)
     return 0
 

@@ -11,12 +11,12 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
-from model.base import load_base, new_base, sized_as
 from model.controls import Controls, Dropped, Kept, Text
 from model.mmdit import Block
 from model.modulation import Bank, Modulation, tell, tell_all
 from model.portrait_config import SD35_MEDIUM, TINY, PortraitConfig
 from model.positions import Slot, cut_positions, slot_corner
+from model.sd35 import load_base, new_base, sized_as
 from model.temporal import TemporalAttention
 
 __all__ = ["SD35_MEDIUM", "TINY", "Bank", "Modulation", "PortraitConfig", "PortraitDiT", "Slot", "no_text"]

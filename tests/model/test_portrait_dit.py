@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.base import new_base
 from model.controls import Controls, D, Dropped, Kept, P, S, Text, U
 from model.portrait_config import SD35_MEDIUM, PortraitConfig
 from model.portrait_dit import PortraitDiT, no_text
 from model.positions import Slot, slot_corner
+from model.sd35 import new_base
 
 CONFIG = PortraitConfig(layers=3, heads=2, head_dim=16, position_grid=24, sample_size=16, dual_layers=1, frames=3, history=2)
 B, F, C, H = 2, CONFIG.frames, CONFIG.channels, 8

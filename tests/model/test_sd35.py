@@ -10,10 +10,10 @@ from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.base import load_base, new_base
 from model.controls import Controls, Text
 from model.portrait_config import PortraitConfig
 from model.portrait_dit import PortraitDiT, no_text
+from model.sd35 import load_base, new_base
 
 SIZES = PortraitConfig(layers=2, heads=2, head_dim=16, position_grid=48, sample_size=16, dual_layers=1, text_dim=24, pooled_dim=40)
 ADDED = PortraitConfig(frames=3, history=2, frame_tokens=5)  # the sizes of the base come from the folder
