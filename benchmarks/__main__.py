@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-_ALWAYS = ("memory", "noop", "plan", "prepare", "reenactor", "engine")
+_ALWAYS = ("memory", "noop", "plan", "prepare", "reenactor", "engine", "dit")
 _WITH_REAL_CLIPS = ("meshwarp",)
 
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 from torch import Tensor
 
 # Shape suffixes: B batch, F frames of the window, P previous frames (F' in the paper), C latent channels, H W latent rows and columns,
 # L text tokens, D token width.
+
+
+class Dropped(StrEnum):
+    """What takes the place of a control that is dropped; the paper does not say. Training and sampling obey the model's own choice."""
+
+    REMOVED = "removed"  # nothing: its tokens are left out, so nothing can leak and the pass is shorter
+    ZERO_LATENTS = "zero_latents"  # zeros instead of its latents: the patch embedding's bias and its positions stay
+    ZERO_TOKENS = "zero_tokens"  # zeros instead of its embedded tokens
 
 
 class Kept(NamedTuple):
@@ -25,10 +34,7 @@ U, S, D, P = Kept(), Kept(source=True), Kept(source=True, driving=True), Kept(so
 
 @dataclass(frozen=True, kw_only=True)
 class Controls:
-    """Latents of the control signals; None is a dropped one.
-
-    The paper does not say what takes its place. Here its tokens are left out: nothing can leak, and the forward pass is shorter.
-    """
+    """Latents of the control signals; None is a dropped one, and the model knows what that means (`Dropped`)."""
 
     source_BCHW: Tensor | None = None  # a still of the person to animate
     driving_BFCHW: Tensor | None = None  # eyes, nose and mouth of the driving video, the rest black

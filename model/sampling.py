@@ -1,28 +1,79 @@
-"""Making frames (paper, section 3.4): Euler steps down SD3's noise levels, guidance over four sets of controls, windows that slide."""
+"""Making a window of frames (paper, section 3.4): Euler steps down SD3's noise levels, with guidance at each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model.controls import Controls, D, P, S, Text, U
+from model.branches import Banked, Branches, Denoiser
+from model.controls import Controls, Text
+from model.guidance import Guidance, guided_velocity
 from model.objective import TIMESTEPS
 from model.portrait_dit import PortraitDiT
 
-# Shape suffixes: B batch, F frames of the window, P previous frames, T frames of the video, C latent channels, H W latent rows and columns.
+# Shape suffixes: B batch, F frames of the window, C latent channels, H W latent rows and columns.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guidance:
-    """Strength of each control (paper, section 4)."""
+class TemporalDenoising:
+    """Ties a frame to the one before it, once on the way down; after Stable Video Portraits (Ostrek and Thies, 2024, figure 2).
 
-    source: float = 2.0
-    driving: float = 2.5
-    history: float = 1.0
+    There, frames are made one after the other, and at DDIM step tau the latent of a frame is put together from noise (w_n), the current
+    (w_c) and the previous frame (w_p). What is at hand of that work does not give the formula in full, so this one is ours. A step from
+    level sigma to sigma' puts a frame together from what the model takes for its data, x0 = x - sigma v, and for its noise,
+    e = x + (1 - sigma) v. At step tau, frame n becomes
+
+        x_n = (1 - sigma') (current x0_n + previous x0_{n-1}) + sigma' noise e_n
+
+    In a window all frames are at the same level, so x0_{n-1} is the frame before at that level, as it was before the step. Before the first
+    frame of a window stands the last frame made, before that of the video nothing: there it is its own x0_n. With the defaults this is
+    the Euler step itself, so nothing is done. Keep current + previous at 1, or the picture's contrast changes.
+
+    Attributes:
+        step: tau, counted from 0 as steps are. At an early one frames share their layout, at a late one details are smeared.
+    """
+
+    step: int = 0
+    noise: float = 1.0
+    current: float = 1.0
+    previous: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.step < 0:
+            raise ValueError(f"temporal.step must be at least 0, not {self.step}")
+        for name in ("noise", "current", "previous"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"temporal.{name} must be at least 0, not {getattr(self, name)}")
+
+    @property
+    def is_off(self) -> bool:
+        return (self.noise, self.current, self.previous) == (1.0, 1.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How frames are made of noise. Defaults are the paper's."""
+
+    steps: int = 40
+    shift: float = 3.0  # of the noise levels; that of the model's training
+    guidance: Guidance = field(default_factory=Guidance)
+    branches: Branches = "sequential"
+    precision: Literal["float32", "bfloat16"] = "float32"  # that the network computes in; what is summed up over steps is float32
+    temporal: TemporalDenoising = field(default_factory=TemporalDenoising)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, not {self.steps}")
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift must be above 0, not {self.shift}")
+        if not self.temporal.is_off and self.temporal.step >= self.steps:
+            raise ValueError(f"temporal.step is {self.temporal.step}; the last of {self.steps} steps is {self.steps - 1}")
 
 
 def noise_levels(steps: int, *, shift: float = 3.0) -> Tensor:
@@ -39,60 +90,46 @@ def noise_levels(steps: int, *, shift: float = 3.0) -> Tensor:
     return torch.from_numpy(np.append(shifted(np.linspace(first, last, steps)), 0.0)).float()
 
 
-def combine(u: Tensor, s: Tensor, d: Tensor, p: Tensor, guidance: Guidance) -> Tensor:
-    """u + ls (s - u) + ld (d - s) + lp (p - d), all of one shape."""
-    return u + guidance.source * (s - u) + guidance.driving * (d - s) + guidance.history * (p - d)
-
-
-def guided_velocity(model: PortraitDiT, noisy_BFCHW: Tensor, sigma: float, text: Text, controls: Controls, guidance: Guidance) -> Tensor:
-    """The combined velocity, (B, F, C, H, W). Without previous frames p is d, and three passes do."""
-    timestep_B = torch.full((len(noisy_BFCHW),), TIMESTEPS * sigma, device=noisy_BFCHW.device)
-    u, s, d = (model(noisy_BFCHW, timestep_B, text, controls.keep(kept)) for kept in (U, S, D))
-    p = d if controls.history_BPCHW is None else model(noisy_BFCHW, timestep_B, text, controls.keep(P))
-    return combine(u, s, d, p, guidance)
-
-
 @torch.no_grad()
 def sample_window(
-    model: PortraitDiT,
+    model: Denoiser,
     noise_BFCHW: Tensor,
     text: Text,
     controls: Controls,
+    config: SamplerConfig,
     *,
-    steps: int,
-    guidance: Guidance,
-    shift: float = 3.0,
+    prompt: Text | None = None,
+    before_B1CHW: Tensor | None = None,
 ) -> Tensor:
-    """One window of frames from noise, clean latents (B, F, C, H, W)."""
-    sigmas = noise_levels(steps, shift=shift).tolist()
+    """One window of frames from noise, clean latents (B, F, C, H, W).
+
+    Args:
+        model: see `Denoiser`.
+        noise_BFCHW: standard normal.
+        text: what the model was trained with.
+        controls: of this window.
+        config: how.
+        prompt: a text to morph the face by (see `Guidance.control_strength`).
+        before_B1CHW: the clean frame before the window, for temporal denoising alone.
+    """
     x_BFCHW = noise_BFCHW
-    for sigma, below in pairwise(sigmas):
-        x_BFCHW = x_BFCHW + (below - sigma) * guided_velocity(model, x_BFCHW, sigma, text, controls, guidance)
+    if isinstance(model, PortraitDiT) and model.config.frozen_controls:
+        model = Banked(model)
+    for step, (sigma, below) in enumerate(pairwise(noise_levels(config.steps, shift=config.shift).tolist())):
+        with torch.autocast(x_BFCHW.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            v_BFCHW = guided_velocity(model, x_BFCHW, sigma, text, controls, config.guidance, prompt=prompt, branches=config.branches)
+        if step == config.temporal.step and not config.temporal.is_off:
+            x_BFCHW = tied_step(config.temporal, x_BFCHW, v_BFCHW, sigma, below, before_B1CHW)
+        else:
+            x_BFCHW = x_BFCHW + (below - sigma) * v_BFCHW
     return x_BFCHW
 
 
-def sample_video(
-    model: PortraitDiT,
-    text: Text,
-    source_BCHW: Tensor,
-    driving_BTCHW: Tensor,
-    *,
-    steps: int = 40,
-    guidance: Guidance | None = None,
-    shift: float = 3.0,
-    generator: torch.Generator,
+def tied_step(
+    config: TemporalDenoising, x_BFCHW: Tensor, v_BFCHW: Tensor, sigma: float, below: float, before_B1CHW: Tensor | None
 ) -> Tensor:
-    """A video of any length in windows of F frames, each told the last F' frames made; clean latents (B, T, C, H, W).
-
-    The first window has no previous frames. The last one is filled up by repeating the last driving frame, and cut.
-    """
-    f, previous = model.config.frames, model.config.history
-    total = driving_BTCHW.shape[1]
-    padding = driving_BTCHW[:, -1:].expand(-1, -total % f, -1, -1, -1)
-    made: list[Tensor] = []
-    for driving_BFCHW in torch.cat([driving_BTCHW, padding], dim=1).split(f, dim=1):
-        noise = torch.randn(driving_BFCHW.shape, generator=generator).to(driving_BFCHW)
-        history = made[-1][:, -previous:] if made and previous else None
-        controls = Controls(source_BCHW=source_BCHW, driving_BFCHW=driving_BFCHW, history_BPCHW=history)
-        made.append(sample_window(model, noise, text, controls, steps=steps, guidance=guidance or Guidance(), shift=shift))
-    return torch.cat(made, dim=1)[:, :total]
+    """The step from `sigma` to `below` that ties each frame to the one before it."""
+    data_BFCHW, noise_BFCHW = x_BFCHW - sigma * v_BFCHW, x_BFCHW + (1 - sigma) * v_BFCHW
+    first_B1CHW = data_BFCHW[:, :1] if before_B1CHW is None else before_B1CHW
+    previous_BFCHW = torch.cat([first_B1CHW, data_BFCHW[:, :-1]], dim=1)
+    return (1 - below) * (config.current * data_BFCHW + config.previous * previous_BFCHW) + below * config.noise * noise_BFCHW

@@ -10,8 +10,9 @@ import torch
 
 from model.codec import LatentCodec
 from model.portrait_dit import PortraitDiT, no_text
-from model.sampling import sample_video
+from model.sampling import SamplerConfig
 from model.stream import Window
+from model.windows import sample_video
 
 _TILE_PX, _TITLE_PX = 160, 24
 _COLUMNS = ("source", "masked driving", "target", "sampled")
@@ -29,7 +30,7 @@ def write_sheet(
     driving = codec.encode(torch.from_numpy(window.driving).to(device))[None]
     generator = torch.Generator().manual_seed(seed)
     text = no_text(model.config, 1, device=device)
-    latents = sample_video(model, text, source, driving, steps=steps, shift=shift, generator=generator)
+    latents = sample_video(model, text, source, driving, SamplerConfig(steps=steps, shift=shift), generator=generator)
     sampled = codec.decode(latents[0]).cpu().numpy()
     target = window.target[-len(window.driving) :]
     shown = np.unique(np.linspace(0, len(driving[0]) - 1, rows).round().astype(int))

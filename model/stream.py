@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow.compute as pc
 
@@ -32,7 +31,7 @@ from schemas.sample import (
     read_index,
     read_members,
 )
-from schemas.video import decode_video
+from schemas.video import decode_video, resized
 
 _COLUMNS = ["sample", "digest", "tar", "members", "frames", "size_px"]
 
@@ -183,10 +182,7 @@ class ShardStream:
         return np.stack([self._resize(masked_driving(f, m)) for f, m in zip(driving, masks, strict=True)])
 
     def _resize(self, frame: np.ndarray) -> np.ndarray:
-        side = self.frame_px
-        if frame.shape[:2] == (side, side):
-            return frame
-        return cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA if frame.shape[0] > side else cv2.INTER_CUBIC)
+        return resized(frame, self.frame_px)
 
 
 def _draws(count: int, *of: str | int) -> np.ndarray:

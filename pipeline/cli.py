@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from pipeline.cli_animate import animate
 from pipeline.cli_models import models_app
 from pipeline.interrupts import Terminated, interruptible
 from pipeline.watch import ConsoleWatcher
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(models_app, name="models", help="Weights: what is expected where, digests, licences, and export to ONNX.")
 pairs_app = typer.Typer(no_args_is_help=True)
 app.add_typer(pairs_app, name="pairs", help="The pairs of a run: more people who appear.")
+app.command()(animate)
 console = Console(highlight=False, soft_wrap=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="a config file (YAML)")]

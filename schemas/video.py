@@ -40,3 +40,10 @@ def decode_video(source: bytes | Path, *, first: int = 0, count: int | None = No
     if not frames or (count is not None and len(frames) < count):
         raise ValueError(f"video ends after {len(frames)} frames from frame {first} on; {count} were asked for")
     return np.stack(frames)
+
+
+def resized(frame: np.ndarray, side_px: int) -> np.ndarray:
+    """A square frame at the side that a model takes, (side_px, side_px, 3): one rule for training and for use."""
+    if frame.shape[:2] == (side_px, side_px):
+        return frame
+    return cv2.resize(frame, (side_px, side_px), interpolation=cv2.INTER_AREA if frame.shape[0] > side_px else cv2.INTER_CUBIC)

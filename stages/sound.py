@@ -20,10 +20,10 @@ _MACHINE_ERRORS = (errno.EIO, errno.EACCES, errno.ENOMEM, errno.ENFILE, errno.EM
 _TOLD_TO_STOP = 255  # ffmpeg's exit status after SIGINT or SIGTERM, which it takes for a user's wish
 
 
-def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float) -> bool:
-    """Writes the default audio stream, else the first, as raw int16 mono at 16 kHz; False without one. Memory stays bounded.
+def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float, rate_hz: int = SAMPLE_RATE_HZ, channels: int = 1) -> bool:
+    """Writes the default audio stream, else the first, as raw int16, by default mono at 16 kHz; False without one. Memory stays bounded.
 
-    Sample n belongs to n / 16000 s after the container's start, where video time starts too: late sound and gaps are filled
+    Sample n belongs to n / rate_hz s after the container's start, where video time starts too: late sound and gaps are filled
     with silence. Sound is whole or not there: a stream that ffmpeg gives up on (no decoder, more than two thirds of it damaged)
     counts as no sound, single damaged packets as silence. Where the machine failed, not the stream, this raises.
 
@@ -37,8 +37,8 @@ def extract_sound(path: Path, out: Path, duration_s: float, *, timeout_s: float)
             return False
         sound_at, picture_at = str(audio.index), str(video.index)
     source = ffmpeg.input(f"file:{path.absolute()}", protocol_whitelist="file,pipe", format_whitelist=FORMATS)
-    resampled = source[sound_at].filter("aresample", SAMPLE_RATE_HZ, **{"async": 1, "first_pts": 0})
-    sound = resampled.output("-", format="s16le", ac=1, ar=SAMPLE_RATE_HZ, acodec="pcm_s16le", t=duration_s, threads=1)
+    resampled = source[sound_at].filter("aresample", rate_hz, **{"async": 1, "first_pts": 0})
+    sound = resampled.output("-", format="s16le", ac=channels, ar=rate_hz, acodec="pcm_s16le", t=duration_s, threads=1)
     # MPEG-TS, MPEG-PS and Ogg begin where the first stream in use does (as in media.py): the picture is in use, so late sound stays late
     picture = source[picture_at].output("-", format="null", vcodec="copy", t=duration_s)
     streams = ffmpeg.merge_outputs(sound, picture).global_args("-nostdin", "-loglevel", "error")

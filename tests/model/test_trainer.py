@@ -10,12 +10,14 @@ from pairset import members_of, write_pair_set
 
 from model.checkpoint import Checkpoints, Recipe, load_model, load_recipe, load_trainer
 from model.controls import P
+from model.guidance import Guidance
 from model.log import read_log
 from model.objective import ObjectiveConfig
 from model.portrait_dit import no_text
-from model.sampling import Guidance, sample_video
+from model.sampling import SamplerConfig
 from model.settings import SheetConfig, TrainConfig
 from model.trainer import LOG_NAME, Diverged, Trainer
+from model.windows import sample_video
 
 PLAIN = Guidance(source=1, driving=1, history=1)  # no guidance: the fully conditioned output
 
@@ -128,7 +130,7 @@ def test_one_sample_is_learned_and_can_be_sampled(config: TrainConfig, tmp_path:
     window, encode = trainer.stream.read(0), trainer.codec.encode
     source, driving, target = (encode(torch.from_numpy(x)) for x in (window.source[None], window.driving, window.target[2:]))
     text, generator = no_text(trainer.model.config, 1), torch.Generator().manual_seed(0)
-    sampled = sample_video(trainer.model, text, source, driving[None], steps=10, guidance=PLAIN, generator=generator)[0]
+    sampled = sample_video(trainer.model, text, source, driving[None], SamplerConfig(steps=10, guidance=PLAIN), generator=generator)[0]
     assert (sampled - target).square().mean() < 0.25 * target.square().mean()
 
 

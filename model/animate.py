@@ -1,0 +1,117 @@
+"""A trained model at work: a still and masked driving frames in, frames out, one window in hand at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from model.checkpoint import Checkpoints, load_model, load_recipe
+from model.controls import Text
+from model.portrait_dit import PortraitConfig, no_text
+from model.sampling import SamplerConfig
+from model.vae import codec_of
+from model.windows import sample_windows
+
+_CHECKPOINTS, _RECIPE = "checkpoints", "portrait.json"  # of a training run, and of a checkpoint
+
+
+class Animator:
+    """Makes the person of a still perform masked driving frames.
+
+    Args:
+        checkpoint: a checkpoint's folder, or a training run's, whose newest one serves.
+        base: a folder of SD3.5 in diffusers' layout, for a checkpoint whose latents are its VAE's.
+        device: where to compute; None: a GPU where there is one.
+
+    Attributes:
+        recipe: what the model was trained with.
+        history: whether windows after the first are shown previous frames: only where training showed them some.
+
+    Raises:
+        ValueError: no checkpoint there, or a damaged one; a codec that needs `base`; no such device.
+    """
+
+    def __init__(self, checkpoint: Path, *, base: Path | None = None, device: str | None = None) -> None:
+        self.folder = find_checkpoint(checkpoint)
+        self.recipe = load_recipe(self.folder)
+        self.history = self.recipe.history_trained and self.recipe.model.history > 0
+        self._codec = codec_of(self.recipe.codec, base)
+        try:
+            self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self._model = load_model(self.folder).eval().requires_grad_(False).to(self._device)
+        except (RuntimeError, AssertionError) as e:  # torch's words for a device that it does not know or have
+            raise ValueError(f"device {device!r}: {e}; leave it out to have one chosen") from e
+
+    def frames(
+        self, source: np.ndarray, driving: Iterable[np.ndarray], config: SamplerConfig, *, seed: int, prompt: Text | None = None
+    ) -> Iterator[np.ndarray]:
+        """As many frames as driving ones, uint8 RGB (S, S, 3) with S = `recipe.frame_px`.
+
+        Driving frames are taken a window at a time, and of what was made no more is kept than the next window sees. The same seed
+        and inputs give the same frames on the same machine.
+
+        Args:
+            source: a still of the person to animate, uint8 RGB (S, S, 3).
+            driving: uint8 RGB (S, S, 3) each: eyes, nose and mouth, the rest black.
+            config: how to sample; its shift should be the recipe's.
+            seed: of the noise.
+            prompt: see `model.sampling.sample_window`.
+        """
+        assert source.shape == (self.recipe.frame_px, self.recipe.frame_px, 3), source.shape
+        text = no_text(self.recipe.model, 1, device=self._device)
+        generator = torch.Generator().manual_seed(seed)
+        windows = sample_windows(
+            self._model,
+            text,
+            self._encode(source[None]),
+            (self._encode(np.stack(part))[None] for part in _parts(driving, self.recipe.model.frames)),
+            config,
+            generator=generator,
+            history=self.history,
+            prompt=None if prompt is None else Text(*(x.to(self._device) for x in prompt)),
+        )
+        for window_BFCHW in windows:
+            yield from self._codec.decode(window_BFCHW[0]).cpu().numpy()
+
+    def _encode(self, frames: np.ndarray) -> torch.Tensor:
+        return self._codec.encode(torch.from_numpy(frames).to(self._device))
+
+
+def _parts(frames: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """In lists of `size`, the last one shorter."""
+    rest = iter(frames)
+    while part := list(islice(rest, size)):
+        yield part
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder of a checkpoint: `path` itself, or the newest one of the training run `path`. Raises ValueError when there is none."""
+    if (path / _RECIPE).is_file():
+        return path
+    for root in (path, path / _CHECKPOINTS):
+        if latest := Checkpoints(root, keep=1).latest():
+            return latest
+    raise ValueError(f"{path}: holds no checkpoint; name OUT of `crosspair train`, or one of OUT/checkpoints/step-...")
+
+
+def read_prompt(path: Path, config: PortraitConfig) -> Text:
+    """A prompt's embedding, from a safetensors file with `tokens` (L, D) and `pooled` (D), as SD3.5's text encoders give them.
+
+    Raises:
+        ValueError: not such a file, or not of the model's sizes.
+    """
+    try:
+        given = load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise ValueError(f"{path}: cannot be read as safetensors: {e}") from e
+    wanted = {"tokens": (config.text_tokens, config.text_dim), "pooled": (config.pooled_dim,)}
+    shapes = {name: tuple(x.shape) for name, x in given.items()}
+    if shapes != wanted:
+        raise ValueError(f"{path}: holds {shapes}; the embedding of one prompt for this model is {wanted}")
+    return Text(given["tokens"][None].float(), given["pooled"][None].float())
