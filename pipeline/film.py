@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +50,13 @@ def write_film(path: Path, frames: Iterable[np.ndarray], fps: int, size_px: int,
         streams.append(raw.audio.filter("apad", whole_dur=sound.seconds))  # a sound that ends early ends in silence
     how = {"vcodec": "copy", "acodec": "aac", "b:a": "160k", "format": "mp4", "movflags": "+faststart", "fflags": "+bitexact"}
     film = ffmpeg.output(*streams, f"file:{partial.absolute()}", **how).global_args("-nostdin", "-loglevel", "error", "-y")
+    command = film.compile(cmd=imageio_ffmpeg.get_ffmpeg_exe())
     try:
-        film.run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), capture_stderr=True)
+        subprocess.run(command, capture_output=True, check=True, timeout=_TIMEOUT_S)
         partial.replace(path)
-    except ffmpeg.Error as e:
+    except subprocess.CalledProcessError as e:
         raise ValueError(f"{path}: cannot be written: {e.stderr.decode(errors='replace').strip()}") from e
+    except subprocess.TimeoutExpired as e:
+        raise ValueError(f"{path}: cannot be written: ffmpeg took longer than {_TIMEOUT_S:.0f} s") from e
     finally:
         partial.unlink(missing_ok=True)

@@ -67,9 +67,9 @@ def config(**reenactor: Any) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def first(base: Path, ray_session: None) -> tuple[Summary, Silent]:
+def first(base: Path) -> tuple[Summary, Silent]:
     watcher = Silent()
-    return run(replace(config(), ray=RayConfig(workers=2)), base=base, watcher=watcher), watcher
+    return run(config(), base=base, watcher=watcher), watcher
 
 
 def test_noise_is_rejected_with_its_scores(base: Path, first: tuple[Summary, Silent]) -> None:
