@@ -123,7 +123,7 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(config: PortraitConfig, way: Way, device: torch.device, dtype: torch.dtype, side: int, *, runs: int, compiled: bool) -> float:
     """Prints a row; the median of the seconds."""
     tokens = side // config.patch

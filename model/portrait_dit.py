@@ -128,7 +128,10 @@ class PortraitDiT(nn.Module):
         return self._unpatchify(self.base.proj_out(self.base.norm_out(z_BFSD.flatten(0, 1), time)), h, w).unflatten(0, (b, f))
 
     def modulations(self, timesteps_K: Tensor, text: Text) -> list[Modulation]:
-        """All that depends on timestep and text alone, for all steps at once; give each step of `forward` its own."""
+        """All that depends on timestep and text alone, for all steps at once; give each step of `forward` its own.
+
+        Reads weights of blocks that are not run, so not for a model whose blocks are sharded.
+        """
         video = tell_all(self.base, timesteps_K, text)
         clean = tell_all(self.base, timesteps_K.new_zeros(1), text)[0] if self.config.history_time == "clean" else None
         return [Modulation(told, clean or told) for told in video]
