@@ -56,7 +56,7 @@ def draw_noise(config: ObjectiveConfig, shape_FCHW: torch.Size, generator: torch
     return shift_sigma(1 - u, config.shift).item(), torch.randn(shape_FCHW, generator=generator)
 
 
-def soil_history(config: ObjectiveConfig, history_PCHW: Tensor, generator: torch.Generator) -> Tensor:
+def noisy_history(config: ObjectiveConfig, history_PCHW: Tensor, generator: torch.Generator) -> Tensor:
     """Previous frames as the model is shown them in training. Nothing is drawn where nothing is added."""
     if not config.history_noise:
         return history_PCHW

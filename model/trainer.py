@@ -19,7 +19,7 @@ from model.codec import DctCodec, LatentCodec
 from model.controls import Controls, Kept
 from model.ema import Ema
 from model.log import StepMetrics, TrainLog
-from model.objective import draw_kept, draw_noise, soil_history, velocity_loss
+from model.objective import draw_kept, draw_noise, noisy_history, velocity_loss
 from model.portrait_dit import PortraitDiT, no_text
 from model.settings import TrainConfig
 from model.sheet import write_sheet
@@ -142,7 +142,7 @@ class Trainer:
         history_PCHW, target_FCHW = target[: -len(driving)], target[-len(driving) :]
         generator = _generator("noise", self.config.seed, window.position)
         sigma, noise_FCHW = draw_noise(self.config.objective, target_FCHW.shape, generator)
-        history_PCHW = soil_history(self.config.objective, history_PCHW, generator)
+        history_PCHW = noisy_history(self.config.objective, history_PCHW, generator)
         return Example(source[0], driving, history_PCHW, target_FCHW, sigma, noise_FCHW)
 
     def losses(self, kept: Kept, examples: list[Example]) -> Tensor:

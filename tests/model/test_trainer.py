@@ -192,16 +192,16 @@ def test_the_learning_rate_rises_and_is_what_the_optimizer_uses(config: TrainCon
     assert used == [r["lr"] for r in read_log(config.out / LOG_NAME)] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
 
 
-def test_previous_frames_can_be_soiled(config: TrainConfig) -> None:
-    clean, soiled = (Trainer(replace(config, out=config.out / str(x), objective=ObjectiveConfig(history_noise=x))) for x in (0.0, 0.5))
+def test_previous_frames_can_be_noisy(config: TrainConfig) -> None:
+    clean, noisy = (Trainer(replace(config, out=config.out / str(x), objective=ObjectiveConfig(history_noise=x))) for x in (0.0, 0.5))
     window = clean.stream.read(0)
-    a, b = clean.example(window), soiled.example(window)
-    assert torch.equal(b.history_PCHW, soiled.example(window).history_PCHW)
+    a, b = clean.example(window), noisy.example(window)
+    assert torch.equal(b.history_PCHW, noisy.example(window).history_PCHW)
     noise = b.history_PCHW - a.history_PCHW
     assert 0 < noise.std() < 0.6 and abs(noise.mean()) < 0.1
     for name in ("source_CHW", "driving_FCHW", "target_FCHW", "noise_FCHW"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
-    levels = [(soiled.example(replace(window, position=i)).history_PCHW - a.history_PCHW).std() for i in range(8)]
+    levels = [(noisy.example(replace(window, position=i)).history_PCHW - a.history_PCHW).std() for i in range(8)]
     assert max(levels) < 0.55 and min(levels) < 0.5 * max(levels)
 
 
