@@ -2,9 +2,13 @@
 
 CHECKPOINTS/latest                       the name of the newest folder, replaced last
 CHECKPOINTS/step-000100/transformer/     the base: `SD3Transformer2DModel.from_pretrained(FOLDER, subfolder="transformer")`
+CHECKPOINTS/step-000100/lora/            or what LoRA adds to it: `StableDiffusion3Pipeline.load_lora_weights(FOLDER / "lora")`
 CHECKPOINTS/step-000100/temporal.safetensors
+CHECKPOINTS/step-000100/ema/             the averages of whatever is trained, in the same files
 CHECKPOINTS/step-000100/portrait.json    sizes, and what else sampling must know: the `Recipe`
 CHECKPOINTS/step-000100/trainer.pt       optimizer, step, stream position; loads with `weights_only=True`
+
+With LoRA the base stays as it was: named by folder and digest, or in transformer/ where there was no folder.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +27,15 @@ from diffusers import SD3Transformer2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from model.adapters import LoraConfig, add_adapters, load_adapters, merge_adapters, save_adapters, without_adapters
+from model.base import BaseFolder, find_base, load_base
+from model.ema import Ema
 from model.portrait_dit import PortraitConfig, PortraitDiT
 from schemas.config import parse_config
 from schemas.files import flush_to_disk
 
-_LATEST, _BASE, _TEMPORAL, _CONFIG, _TRAINER = "latest", "transformer", "temporal.safetensors", "portrait.json", "trainer.pt"
+_LATEST, _CONFIG, _TRAINER = "latest", "portrait.json", "trainer.pt"
+_BASE, _LORA, _TEMPORAL, _EMA = "transformer", "lora", "temporal.safetensors", "ema"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +48,29 @@ class Recipe:
     mask_dilation: float  # of region masks, as a part of the frame's side
     shift: float  # of the noise levels
     history_trained: bool  # False after the first stage alone: previous frames mean nothing to it yet
+    ema: bool = False  # there are averages beside the weights
+    lora: LoraConfig | None = None  # None: the base is trained in full
+    base: BaseFolder | None = None  # None: training began with random weights
 
 
-def save_model(model: PortraitDiT, recipe: Recipe, folder: Path) -> None:
-    assert recipe.model == model.config
-    model.base.save_pretrained(folder / _BASE)
-    save_file({k: v.contiguous() for k, v in model.temporal.state_dict().items()}, folder / _TEMPORAL)
+def save_model(model: PortraitDiT, recipe: Recipe, folder: Path, ema: Ema | None = None) -> None:
+    assert recipe.model == model.config and recipe.ema == (ema is not None)
+    _save_trained(model, recipe, folder)
+    if recipe.lora is not None and recipe.base is None:
+        without_adapters(model.base).save_pretrained(folder / _BASE)
+    if ema is not None:
+        with ema.swapped(model):
+            _save_trained(model, recipe, folder / _EMA)
     (folder / _CONFIG).write_text(json.dumps(asdict(recipe), indent=2, sort_keys=True))
+
+
+def _save_trained(model: PortraitDiT, recipe: Recipe, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if recipe.lora is None:
+        model.base.save_pretrained(folder / _BASE)
+    else:
+        save_adapters(model.base, folder / _LORA)
+    save_file({k: v.contiguous() for k, v in model.temporal.state_dict().items()}, folder / _TEMPORAL)
 
 
 def load_recipe(folder: Path) -> Recipe:
@@ -55,15 +79,74 @@ def load_recipe(folder: Path) -> Recipe:
         return parse_config(Recipe, json.loads((folder / _CONFIG).read_text()), where=_CONFIG)
 
 
-def load_model(folder: Path) -> PortraitDiT:
-    """The model of a checkpoint, on the CPU. Raises ValueError when `folder` holds none, or a damaged one."""
-    config = load_recipe(folder).model
+def load_model(folder: Path, *, ema: bool | None = None, merge: bool = True, base: Path | None = None) -> PortraitDiT:
+    """The model of a checkpoint, on the CPU.
+
+    Args:
+        folder: the checkpoint.
+        ema: its averages, or the weights as they were; None: the averages where there are any, which is what to sample with.
+        merge: adds adapters to the weights; else they stay apart, to be trained on.
+        base: where the base now lies that adapters were trained on, if it was moved.
+
+    Raises:
+        ValueError: `folder` holds no checkpoint, or a damaged one; no averages though asked for; another base than it was trained on.
+    """
+    recipe = load_recipe(folder)
+    if ema and not recipe.ema:
+        raise ValueError(f"{folder}: holds no averages; it was trained with `ema: null`")
+    weights = folder / _EMA if recipe.ema and ema is not False else folder
+    if recipe.lora is not None and recipe.base is not None:
+        untouched = load_base(_same_base(recipe.base, base, folder), recipe.model)
+    else:
+        with _naming(folder):
+            untouched = SD3Transformer2DModel.from_pretrained((weights if recipe.lora is None else folder) / _BASE)
+    model = PortraitDiT(recipe.model, untouched)
+    if recipe.lora is not None:
+        add_adapters(model.base, recipe.lora)
     with _naming(folder):
-        model = PortraitDiT(config, SD3Transformer2DModel.from_pretrained(folder / _BASE))
-        model.temporal.load_state_dict(load_file(folder / _TEMPORAL))
+        if recipe.lora is not None:
+            load_adapters(model.base, weights / _LORA)
+        model.temporal.load_state_dict(load_file(weights / _TEMPORAL))
+    if merge:
+        merge_adapters(model.base)
     for tensor in (*model.parameters(), *model.buffers()):  # into fresh memory: in the mapped file they lie unaligned, and the last
         tensor.data = tensor.data.clone()  # bits of a sum depend on that; and the file may be replaced under a mapping
     return model.train()
+
+
+def load_averages(folder: Path, ema: Ema, model: PortraitDiT) -> None:
+    """Into `ema`, which averages the `model` of the same checkpoint. Raises ValueError when they are damaged."""
+    recipe, weights = load_recipe(folder), folder / _EMA
+    with _naming(folder), ema.swapped(model):
+        if recipe.lora is not None:
+            load_adapters(model.base, weights / _LORA)
+        else:
+            model.base.load_state_dict(SD3Transformer2DModel.from_pretrained(weights / _BASE).state_dict())
+        model.temporal.load_state_dict(load_file(weights / _TEMPORAL))
+
+
+def export_merged(checkpoint: Path, out: Path, *, ema: bool | None = None, base: Path | None = None) -> None:
+    """Writes a checkpoint for sampling alone: one set of weights, adapters merged into the base; arguments as in `load_model`.
+
+    Raises:
+        ValueError: as `load_model`; `out` is there already.
+    """
+    if out.exists():
+        raise ValueError(f"{out}: is there already; choose another folder")
+    model = load_model(checkpoint, ema=ema, base=base)
+    save_model(model, replace(load_recipe(checkpoint), ema=False, lora=None), out)
+
+
+def _same_base(trained_on: BaseFolder, moved: Path | None, folder: Path) -> Path:
+    """Raises ValueError when it is gone, or not the base that the adapters were trained on."""
+    path = Path(trained_on.folder) if moved is None else moved
+    try:
+        found = find_base(path)
+    except ValueError as e:
+        raise ValueError(f"{folder}: its adapters belong to the base {trained_on.folder}; name the place where it lies now: {e}") from e
+    if found.digest != trained_on.digest:
+        raise ValueError(f"{folder}: its adapters belong to another base than lies in {found.folder} (digest {trained_on.digest})")
+    return path
 
 
 def save_trainer(state: dict[str, Any], folder: Path) -> None:

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
+
+SIGMA_BINS = 4  # equal parts of 0..1
 
 
 class StepMetrics(NamedTuple):
     loss: float
     grad_norm: float  # before clipping
+    by_sigma: tuple[tuple[float, float], ...] = ()  # noise level and loss of each sample
 
 
 class TrainLog:
-    """Averages since the record before. On resume, records after the checkpoint go: their steps are redone."""
+    """Averages since the record before. On resume, records after the checkpoint go: their steps are redone.
 
-    def __init__(self, path: Path, step: int) -> None:
+    Args:
+        path: the file.
+        step: steps done so far.
+        flops_per_sample: of forward and backward pass; None leaves the rate out.
+    """
+
+    def __init__(self, path: Path, step: int, flops_per_sample: float | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [r for r in read_log(path) if r["step"] <= step]
         partial = path.with_name(f".{path.name}")
         partial.write_text("".join(json.dumps(r) + "\n" for r in kept))
         partial.replace(path)
-        self._path = path
+        self._path, self._flops = path, flops_per_sample
         self._clear()
 
     def _clear(self) -> None:
@@ -38,18 +50,42 @@ class TrainLog:
         self._samples += samples
 
     def write(self, step: int, *, lr: float) -> None:
-        elapsed, n = time.perf_counter() - self._started, len(self._steps)
+        """`loss_sigma_25` is the loss at noise levels from 0.25 to 0.5, and so on; levels that did not occur are left out."""
+        elapsed = time.perf_counter() - self._started
+        rate = self._samples / elapsed
         record = {
             "step": step,
-            "loss": sum(s.loss for s in self._steps) / n,
-            "grad_norm": sum(s.grad_norm for s in self._steps) / n,
+            "loss": _mean([s.loss for s in self._steps]),
+            "grad_norm": _mean([s.grad_norm for s in self._steps]),
             "lr": lr,
             "data_wait": round(self._waited_s / elapsed, 4),  # share of the time that the step waited for its batch
-            "samples_per_s": round(self._samples / elapsed, 3),
+            "samples_per_s": round(rate, 3),
+            "memory_gb": round(_memory_gb(), 3),
         }
+        if self._flops is not None:
+            record["model_tflops_per_s"] = round(rate * self._flops / 1e12, 4)
+        for i, losses in sorted(self._by_bin().items()):
+            record[f"loss_sigma_{100 * i // SIGMA_BINS:02d}"] = _mean(losses)
         with self._path.open("a") as f:
             f.write(json.dumps(record) + "\n")
         self._clear()
+
+    def _by_bin(self) -> dict[int, list[float]]:
+        bins: dict[int, list[float]] = {}
+        for sigma, loss in (pair for s in self._steps for pair in s.by_sigma):
+            bins.setdefault(min(int(SIGMA_BINS * sigma), SIGMA_BINS - 1), []).append(loss)
+        return bins
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _memory_gb() -> float:
+    """The most that was ever taken: of the accelerator's memory, or without one of this process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 class LogFollower:

@@ -27,12 +27,16 @@ class ObjectiveConfig:
     # three. "independent": each control is dropped by itself, with the chances below for source, driving and history.
     dropout: Literal["nested", "independent"] = "nested"
     dropout_chances: tuple[float, float, float] = (0.1, 0.1, 0.2)
+    # Noise of a level drawn from 0 to this is added to the previous frames, so that they may be as imperfect as those that sampling makes.
+    history_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.shift < math.inf:
             raise ValueError(f"shift must be above 0, not {self.shift}")
         if not all(0 <= chance <= 1 for chance in self.dropout_chances):
             raise ValueError(f"dropout_chances must lie between 0 and 1, not {list(self.dropout_chances)}")
+        if not 0 <= self.history_noise < math.inf:
+            raise ValueError(f"history_noise must be at least 0, not {self.history_noise}")
         if self.dropout == "nested" and sum(self.dropout_chances) >= 1:
             raise ValueError(f"dropout_chances {list(self.dropout_chances)}: nested ones must leave some chance to all controls together")
 
@@ -50,6 +54,14 @@ def draw_noise(config: ObjectiveConfig, shape_FCHW: torch.Size, generator: torch
     """
     u = torch.sigmoid(torch.randn((), generator=generator))
     return shift_sigma(1 - u, config.shift).item(), torch.randn(shape_FCHW, generator=generator)
+
+
+def noisy_history(config: ObjectiveConfig, history_PCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Previous frames as the model is shown them in training. Nothing is drawn where nothing is added."""
+    if not config.history_noise:
+        return history_PCHW
+    level = config.history_noise * torch.rand((), generator=generator)
+    return history_PCHW + (level * torch.randn(history_PCHW.shape, generator=generator)).to(history_PCHW)
 
 
 def draw_kept(config: ObjectiveConfig, generator: torch.Generator, *, history: bool) -> Kept:

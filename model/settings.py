@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from model.adapters import LoraConfig
 from model.codec import BLOCK_PX
+from model.ema import EmaConfig
 from model.objective import ObjectiveConfig
 from model.portrait_dit import SD35_MEDIUM, TINY, PortraitConfig
 from model.stream import StreamConfig
 
-# These may differ between a run and the run that it resumes: they change no weight.
-_FREE_ON_RESUME = {"shards", "out", "steps", "checkpoint_every", "keep_checkpoints", "log_every", "sheet", "ray", "max_failures"}
+# These may differ between a run and the run that it resumes: they change no weight. `base` is found again by its digest.
+_FREE_ON_RESUME = {"shards", "out", "base", "steps", "checkpoint_every", "keep_checkpoints", "log_every", "sheet", "ray", "max_failures"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,10 @@ class TrainConfig:
     shards: Path  # a pair set's folder, RUN/shards/SET, or a RUN with only one
     out: Path  # the training run's own folder; run again to resume
     model: Literal["tiny", "sd35_medium"] = "tiny"
+    base: Path | None = None  # weights to begin with: a folder of SD3 as diffusers saves it; null: random ones
+    tune: Literal["full", "lora"] = "full"  # what of the base is trained; the temporal modules always are
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    ema: EmaConfig | None = field(default_factory=EmaConfig)  # averages of the weights, for sampling; null: none
     frames: int | None = None  # F and F'; None: the preset's
     history: int | None = None
     factorised: bool = False
@@ -49,7 +55,9 @@ class TrainConfig:
     history_from_step: int = 0  # previous frames are dropped before this step: the paper's first stage, 40 000 of its 50 000 steps
     batch_size: int = 1
     lr: float = 1e-4
-    warmup: int = 10  # steps over which the learning rate rises to `lr`; constant afterwards
+    warmup: int = 10  # steps over which the learning rate rises to `lr`
+    lr_decay: Literal["constant", "linear", "cosine"] = "constant"  # how it falls afterwards, to reach `lr_end` with the last of `steps`
+    lr_end: float = 0.0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -75,6 +83,8 @@ class TrainConfig:
         for name in ("lr", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.lr_end <= self.lr:
+            raise ValueError(f"lr_end must lie between 0 and lr ({self.lr}), not {self.lr_end}")
         self.portrait()  # refuses sizes that do not go together
 
     def portrait(self) -> PortraitConfig:
@@ -102,16 +112,32 @@ class TrainConfig:
         if frame_px % unit or frame_px > largest:
             raise ValueError(f"frames of {frame_px} px: model {self.model!r} takes multiples of {unit} up to {largest}; set `frame_px`")
 
+    def learning_rate(self, step: int) -> float:
+        """Of the update after `step` others."""
+        risen = min(1.0, (step + 1) / max(self.warmup, 1))
+        if self.lr_decay == "constant":
+            return self.lr * risen
+        past = min(max((step + 1 - self.warmup) / max(self.steps - self.warmup, 1), 0.0), 1.0)
+        left = 1 - past if self.lr_decay == "linear" else (1 + math.cos(math.pi * past)) / 2
+        return risen * (self.lr_end + (self.lr - self.lr_end) * left)
+
     def fixed(self) -> dict[str, Any]:
-        """The part that must not change when a run is resumed, as JSON has it."""
-        fixed: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in _FREE_ON_RESUME}))
+        """The part that must not change when a run is resumed, as JSON has it. A learning rate that falls needs to know its end."""
+        free = _FREE_ON_RESUME if self.lr_decay == "constant" else _FREE_ON_RESUME - {"steps"}
+        fixed: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in free}, default=str))
         return fixed
 
     def changes(self, before: dict[str, Any]) -> list[str]:
         """What differs from `before`, the `fixed` of an earlier run. Settings that did not exist then had what is the default now."""
         now = _flat(self.fixed())
-        then = _flat(TrainConfig(shards=self.shards, out=self.out).fixed()) | _flat(before)
+        then = _flat(_updated(TrainConfig(shards=self.shards, out=self.out).fixed(), before))
         return [f"{k} (was {then.get(k)}, is {now.get(k)})" for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
+
+
+def _updated(tree: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
+    """{"a": {"b": 1, "c": 2}} updated by {"a": {"c": 3}} is {"a": {"b": 1, "c": 3}}, and by {"a": None} it is {"a": None}."""
+    both = {k: _updated(tree[k], v) for k, v in by.items() if isinstance(v, dict) and isinstance(tree.get(k), dict)}
+    return tree | by | both
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

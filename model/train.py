@@ -15,6 +15,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from model.base import transformer_folder
 from model.checkpoint import Checkpoints, load_trainer
 from model.log import LogFollower, read_log
 from model.settings import TrainConfig
@@ -56,7 +57,8 @@ def train(config: TrainConfig, on_progress: Progress | None = None) -> TrainResu
             no number.
         ray.train.v2.api.exceptions.WorkerGroupError: the worker died more than `max_failures` times.
     """
-    config = replace(config, shards=config.shards.resolve(), out=config.out.resolve())  # Ray Train moves its workers elsewhere
+    base = None if config.base is None else config.base.resolve()
+    config = replace(config, shards=config.shards.resolve(), out=config.out.resolve(), base=base)  # Ray Train moves its workers elsewhere
     done = check(config)
     without_sheet = config.sheet.steps > 0 and not (config.out / SHEET_NAME).is_file()
     if done < config.steps or without_sheet:
@@ -72,6 +74,8 @@ def check(config: TrainConfig) -> int:
     """Steps done so far; finds out before any process is started what is wrong with shards, settings and checkpoint (ValueError)."""
     stream = ShardStream(find_pair_set(config.shards), config.stream())
     config.check_frame_px(stream.frame_px)
+    if config.base is not None:
+        transformer_folder(config.base)
     if stream.skipped:
         _log.warning(
             "%s: %d of %d clips are shorter than a window and left out", stream.folder, stream.skipped, len(stream) + stream.skipped

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from model.checkpoint import Checkpoints, Recipe, load_model, load_trainer, save_model, save_trainer
+from model.adapters import add_adapters
+from model.base import BaseFolder, find_base, load_base
+from model.checkpoint import Checkpoints, Recipe, load_averages, load_model, load_recipe, load_trainer, save_model, save_trainer
 from model.codec import DctCodec, LatentCodec
 from model.controls import Controls, Kept
+from model.ema import Ema
 from model.log import StepMetrics, TrainLog
-from model.objective import draw_kept, draw_noise, velocity_loss
+from model.objective import draw_kept, draw_noise, noisy_history, velocity_loss
 from model.portrait_dit import PortraitDiT, no_text
 from model.settings import TrainConfig
 from model.sheet import write_sheet
@@ -60,9 +64,16 @@ class Trainer:
         self.checkpoints = Checkpoints(config.out / CHECKPOINTS_NAME, keep=config.keep_checkpoints)
         self.step = self.position = 0
         latest = self.checkpoints.latest()
-        model = PortraitDiT(config.portrait()) if latest is None else load_model(latest)
+        if latest is None:
+            self.base = None if config.base is None else find_base(config.base)
+            model = new_model(config)
+        else:
+            self.base = _same_beginning(config, latest)
+            model = load_model(latest, ema=False, merge=False, base=config.base)
         self.model = model.to(self.device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=config.lr, weight_decay=config.weight_decay)
+        self.ema = None if config.ema is None else Ema(config.ema, self.model)
         if latest is not None:
             self._resume(latest)
 
@@ -81,7 +92,7 @@ class Trainer:
                 log.add(self.train_step(windows), samples=self.config.batch_size)
                 saves = self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
                 if saves or self.step % self.config.log_every == 0:
-                    log.write(self.step, lr=self.learning_rate(self.step - 1))
+                    log.write(self.step, lr=self.config.learning_rate(self.step - 1))
                 if saves:
                     self.save()
         if self.config.sheet.steps:
@@ -94,19 +105,25 @@ class Trainer:
             Diverged: loss or gradient are not finite; the weights are as before the step.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
+            group["lr"] = self.config.learning_rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.losses(self.kept(), [self.example(w) for w in windows]).mean()
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        metrics = StepMetrics(loss.item(), grad_norm.item())
-        if not all(map(math.isfinite, metrics)):
+        examples = [self.example(w) for w in windows]
+        torch.manual_seed(_seed("dropout", self.config.seed, self.step))  # of adapters: the one draw that nobody can hand in
+        losses_B = self.losses(self.kept(), examples)
+        losses_B.mean().backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm)
+        metrics = StepMetrics(
+            losses_B.mean().item(), grad_norm.item(), tuple(zip((e.sigma for e in examples), losses_B.tolist(), strict=True))
+        )
+        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
             keys, positions = [w.key for w in windows], [w.position for w in windows]
             raise Diverged(
                 f"step {self.step}: non-finite loss ({metrics.loss}) or gradient ({metrics.grad_norm}); samples {keys}, "
                 f"positions {positions} of the stream. Look at these samples, or train with a lower `lr` into another `out`"
             )
         self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, self.step)
         self.step += 1
         self.position += self.config.batch_size
         return metrics
@@ -124,7 +141,9 @@ class Trainer:
         target, driving, source = (self.codec.encode(f.to(self.device)) for f in frames)
         history_PCHW, target_FCHW = target[: -len(driving)], target[-len(driving) :]
         generator = _generator("noise", self.config.seed, window.position)
-        return Example(source[0], driving, history_PCHW, target_FCHW, *draw_noise(self.config.objective, target_FCHW.shape, generator))
+        sigma, noise_FCHW = draw_noise(self.config.objective, target_FCHW.shape, generator)
+        history_PCHW = noisy_history(self.config.objective, history_PCHW, generator)
+        return Example(source[0], driving, history_PCHW, target_FCHW, sigma, noise_FCHW)
 
     def losses(self, kept: Kept, examples: list[Example]) -> Tensor:
         """Of each example, float (B,)."""
@@ -139,9 +158,6 @@ class Trainer:
         text = no_text(self.model.config, len(examples), device=self.device)
         return velocity_loss(self.model, target_BFCHW, sigma_B, noise_BFCHW, text, controls)
 
-    def learning_rate(self, step: int) -> float:
-        return self.config.lr * min(1.0, (step + 1) / max(self.config.warmup, 1))
-
     def save(self) -> Path:
         state = {
             "step": self.step,
@@ -152,7 +168,7 @@ class Trainer:
         }
 
         def write(folder: Path) -> None:
-            save_model(self.model, self.recipe(), folder)
+            save_model(self.model, self.recipe(), folder, self.ema)
             save_trainer(state, folder)
 
         return self.checkpoints.save(self.step, write)
@@ -165,6 +181,9 @@ class Trainer:
             mask_dilation=self.config.mask_dilation,
             shift=self.config.objective.shift,
             history_trained=self.history_trains(self.step - 1),
+            ema=self.ema is not None,
+            lora=self.config.lora if self.config.tune == "lora" else None,
+            base=self.base,
         )
 
     def _resume(self, folder: Path) -> None:
@@ -172,14 +191,37 @@ class Trainer:
         check_resumable(state, self.config, self.stream, folder)
         self.step, self.position = state["step"], state["position"]
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None and load_recipe(folder).ema:  # a checkpoint from before there were averages has none
+            load_averages(folder, self.ema, self.model)
 
     def draw_sheet(self) -> Path:
-        """Of the first window of the stream, so that sheets of one run show the same frames."""
+        """Of the first window of the stream, so that sheets of one run show the same frames; sampled with the averages, if any."""
         path = self.config.out / SHEET_NAME
         sheet = self.config.sheet
         shown, shift = self.stream.read(0), self.config.objective.shift
-        write_sheet(path, self.model, self.codec, shown, steps=sheet.steps, rows=sheet.rows, seed=self.config.seed, shift=shift)
+        self.model.eval()
+        with nullcontext() if self.ema is None else self.ema.swapped(self.model):
+            write_sheet(path, self.model, self.codec, shown, steps=sheet.steps, rows=sheet.rows, seed=self.config.seed, shift=shift)
+        self.model.train()
         return path
+
+
+def new_model(config: TrainConfig) -> PortraitDiT:
+    """The model as training begins; raises ValueError for a base or adapters that do not fit it."""
+    portrait = config.portrait()
+    model = PortraitDiT(portrait, None if config.base is None else load_base(config.base, portrait))
+    if config.tune == "lora":
+        add_adapters(model.base, config.lora)
+    return model
+
+
+def _same_beginning(config: TrainConfig, checkpoint: Path) -> BaseFolder | None:
+    """What training began with; raises ValueError when the config says there was a base and there was none, or the other way round."""
+    began = load_recipe(checkpoint).base
+    if (began is None) != (config.base is None):
+        what = "random weights" if began is None else began.folder
+        raise ValueError(f"{checkpoint}: training began with {what}, and `base` says otherwise; set it back, or choose another `out`")
+    return began
 
 
 def check_resumable(state: dict[str, Any], config: TrainConfig, stream: ShardStream, folder: Path) -> None:
@@ -195,4 +237,8 @@ def check_resumable(state: dict[str, Any], config: TrainConfig, stream: ShardStr
 
 def _generator(*of: str | int) -> torch.Generator:
     """The same draws whenever and wherever they are made for the same thing."""
-    return torch.Generator().manual_seed(int(digest(*of), 16) % 2**63)
+    return torch.Generator().manual_seed(_seed(*of))
+
+
+def _seed(*of: str | int) -> int:
+    return int(digest(*of), 16) % 2**63

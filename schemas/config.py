@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -69,5 +69,6 @@ def _check_keys(cls: Any, data: Mapping, where: str, prefix: str = "") -> None:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known here: {', '.join(known)}"
             raise ValueError(f"{where}: unknown key '{prefix}{key}'; {hint}")
-        if is_dataclass(hints[key]) and isinstance(value, Mapping):
-            _check_keys(hints[key], value, where, f"{prefix}{key}.")
+        section = next((hint for hint in (hints[key], *get_args(hints[key])) if is_dataclass(hint)), None)  # also one that may be null
+        if section is not None and isinstance(value, Mapping):
+            _check_keys(section, value, where, f"{prefix}{key}.")

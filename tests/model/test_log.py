@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from model.log import LogFollower, StepMetrics, TrainLog, read_log
 
 
@@ -54,3 +56,17 @@ def test_what_was_read_is_not_read_again(tmp_path: Path) -> None:
     with path.open("a") as f:
         f.write(json.dumps({"step": 2}) + "\n")
     assert steps_of(follower) == [2]
+
+
+def test_a_record_says_how_fast_and_at_which_noise(tmp_path: Path) -> None:
+    log = TrainLog(tmp_path / "train.jsonl", 0, flops_per_sample=3e12)
+    log.add(StepMetrics(2.0, 1.0, ((0.1, 1.0), (0.9, 3.0))), samples=2)
+    log.add(StepMetrics(4.0, 1.0, ((0.8, 4.0), (1.0, 8.0))), samples=2)
+    log.write(2, lr=0.1)
+    log.add(StepMetrics(1.0, 1.0, ((0.3, 1.0),)), samples=1)
+    log.write(3, lr=0.1)
+    first, second = read_log(tmp_path / "train.jsonl")
+    assert first["loss"] == 3.0 and first["loss_sigma_00"] == 1.0 and first["loss_sigma_75"] == 5.0
+    assert "loss_sigma_25" not in first and second["loss_sigma_25"] == 1.0 and "loss_sigma_75" not in second
+    assert 0 < first["model_tflops_per_s"] == pytest.approx(3 * first["samples_per_s"], rel=1e-3)
+    assert 0.01 < first["memory_gb"] < 1000

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling
 
 from model.controls import Controls, D, Kept, P, S, U
 from model.objective import ObjectiveConfig, draw_kept, draw_noise, kept_at, velocity_loss
@@ -21,6 +22,24 @@ def test_noise_levels_follow_sd3() -> None:
         u = torch.sigmoid(torch.randn((), generator=torch.Generator().manual_seed(i)))
         assert abs(float(sigma) - float(listed[int(1000 * u)])) < 0.004
     assert abs(float(drawn.median()) - 0.75) < 0.02  # u = 1/2
+
+
+def test_the_density_of_noise_levels_is_that_of_diffusers_training_script() -> None:
+    """Its logit-normal draw, and its whole-numbered index into its scheduler's list: the distributions part by no more than chance."""
+    n, generator = 4000, torch.Generator().manual_seed(0)
+    u = compute_density_for_timestep_sampling("logit_normal", n, 0.0, 1.0, generator=generator)
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
+    theirs = scheduler.sigmas[(u * scheduler.config.num_train_timesteps).long()].sort().values
+    ours = torch.tensor([draw_noise(ObjectiveConfig(), SHAPE, generator)[0] for _ in range(n)]).sort().values
+    assert distance(ours, theirs) < 1.95 * (2 / n) ** 0.5  # of two samples of one distribution, once in a thousand times
+    unshifted = torch.tensor([draw_noise(ObjectiveConfig(shift=1.0), SHAPE, generator)[0] for _ in range(n)]).sort().values
+    assert distance(unshifted, theirs) > 0.3
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Kolmogorov and Smirnov's, of two sorted samples: the largest difference of their shares below any level."""
+    levels = torch.cat([a, b])
+    return float((torch.searchsorted(a, levels, right=True) / len(a) - torch.searchsorted(b, levels, right=True) / len(b)).abs().max())
 
 
 def test_nested_dropout_makes_the_four_configurations_of_guidance() -> None:

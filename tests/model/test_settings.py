@@ -33,6 +33,13 @@ def test_the_shipped_config_is_valid() -> None:
         ("sheet.rows=0", "1 row"),
         ("objective.dropout_chances=[0.5, 0.5, 0.5]", "leave some chance"),
         ("frames=2", r"history \(3\) must be at most frames \(2\)"),
+        ("lr_end=1.0", r"lr_end must lie between 0 and lr"),
+        ("lr_decay=sqrt", "'constant', 'linear' or 'cosine'"),
+        ("objective.history_noise=-1", "history_noise must be at least 0"),
+        ("ema={decay: 1.5}", "ema.decay must lie between 0 and 1"),
+        ("ema={decai: 0.9}", "did you mean 'ema.decay'"),
+        ("lora.rank=0", "rank must be at least 1"),
+        ("tune=some", "'full' or 'lora'"),
         ("ray.adress=auto", "did you mean 'ray.address'"),
     ],
 )
@@ -49,6 +56,24 @@ def test_what_changes_weights_may_not_change_on_resume() -> None:
     assert replace(config, cpus=2).changes(before) == ["cpus (was 1, is 2)"]
     chances = replace(config, objective=replace(config.objective, dropout_chances=(0.0, 0.0, 0.5)))
     assert chances.changes(before) == ["objective.dropout_chances (was [0.1, 0.1, 0.2], is [0.0, 0.0, 0.5])"]
+
+
+def test_the_learning_rate_rises_and_falls_to_its_end() -> None:
+    config = parse_config(TrainConfig, {"shards": "s", "out": "o", "lr": 1.0, "lr_end": 0.2, "warmup": 4, "steps": 12})
+    assert [config.learning_rate(s) for s in (0, 1, 3, 4, 11, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0, 1.0]
+    linear, cosine = replace(config, lr_decay="linear"), replace(config, lr_decay="cosine")
+    assert [linear.learning_rate(s) for s in (0, 3, 7, 11, 12)] == pytest.approx([0.25, 1.0, 0.6, 0.2, 0.2])
+    assert [cosine.learning_rate(s) for s in (0, 3, 5, 7, 11)] == pytest.approx([0.25, 1.0, 0.2 + 0.4 * (1 + 0.5**0.5), 0.6, 0.2])
+    assert "steps" in cosine.fixed() and "steps" not in config.fixed()  # the shape of the fall depends on where it ends
+
+
+def test_averages_are_there_or_not_for_the_whole_run() -> None:
+    config = parse_config(TrainConfig, {"shards": "s", "out": "o"})
+    without = replace(config, ema=None)
+    assert without.changes(without.fixed()) == [] and config.changes(config.fixed()) == []
+    assert "ema.decay (was 0.999, is None)" in without.changes(config.fixed())
+    assert "ema.decay (was None, is 0.999)" in config.changes(without.fixed())
+    assert parse_config(TrainConfig, {"shards": "s", "out": "o", "ema": None}) == without
 
 
 def test_a_setting_newer_than_the_checkpoint_had_its_default() -> None:

@@ -94,6 +94,12 @@ def test_clips_left_out_are_counted(config: TrainConfig, caplog: pytest.LogCaptu
     assert "1 of 4 clips are shorter than a window" in caplog.text
 
 
+def test_a_base_that_is_not_there_is_told_before_anything_starts(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"base: .*nowhere holds no transformer"):
+        train(replace(config, base=tmp_path / "nowhere"))
+    assert not config.out.exists()
+
+
 def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
     path = tmp_path / "train.yaml"
     path.write_text(f"shards: {tmp_path}\nout: {tmp_path}/out\n")

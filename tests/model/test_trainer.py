@@ -49,7 +49,12 @@ def test_three_steps_and_three_more_are_six(config: TrainConfig, tmp_path: Path)
     for name, value in straight.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     assert resumed.position == 12
-    assert (latest(config) / "temporal.safetensors").read_bytes() == (latest(halves) / "temporal.safetensors").read_bytes()
+    assert straight.ema is not None and resumed.ema is not None
+    for name, average in straight.ema.averages.items():
+        assert torch.equal(average, resumed.ema.averages[name]), name
+    assert not torch.equal(straight.ema.averages["base.proj_out.bias"], straight.model.base.proj_out.bias)
+    for file in ("temporal.safetensors", "ema/temporal.safetensors"):
+        assert (latest(config) / file).read_bytes() == (latest(halves) / file).read_bytes()
 
 
 def test_a_kill_between_checkpoints_redoes_those_steps(config: TrainConfig, tmp_path: Path) -> None:
@@ -83,7 +88,13 @@ def test_the_base_of_a_checkpoint_loads_in_diffusers(config: TrainConfig) -> Non
     base = SD3Transformer2DModel.from_pretrained(latest(config), subfolder="transformer")
     for name, value in base.state_dict().items():
         assert torch.equal(value, trainer.model.base.state_dict()[name])
-    assert load_model(latest(config)).config == config.portrait()
+    averages = SD3Transformer2DModel.from_pretrained(latest(config) / "ema", subfolder="transformer")
+    assert trainer.ema is not None
+    assert torch.equal(averages.proj_out.weight, trainer.ema.averages["base.proj_out.weight"])
+    assert not torch.equal(averages.proj_out.weight, base.proj_out.weight)
+    sampled_with = load_model(latest(config))  # the averages, unless asked otherwise
+    assert sampled_with.config == config.portrait() and torch.equal(sampled_with.base.proj_out.weight, averages.proj_out.weight)
+    assert torch.equal(load_model(latest(config), ema=False).base.proj_out.weight, base.proj_out.weight)
     assert {"step", "position", "stream", "optimizer", "config"} == set(load_trainer(latest(config)))
 
 
@@ -134,6 +145,27 @@ def test_one_sample_is_learned_and_can_be_sampled(config: TrainConfig, tmp_path:
     assert (sampled - target).square().mean() < 0.25 * target.square().mean()
 
 
+def test_the_sheet_is_drawn_with_the_averages_and_leaves_no_trace(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = run(replace(config, steps=2))
+    own = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    drawn_with: list[torch.Tensor] = []
+    monkeypatch.setattr("model.trainer.write_sheet", lambda _, model, *__, **___: drawn_with.append(model.base.proj_out.weight.clone()))
+    trainer.draw_sheet()
+    assert trainer.ema is not None and torch.equal(drawn_with[0], trainer.ema.averages["base.proj_out.weight"])
+    assert all(torch.equal(v, own[k]) for k, v in trainer.model.state_dict().items())
+
+
+def test_without_averages(config: TrainConfig, tmp_path: Path) -> None:
+    """They change no weight, and a run goes on without them only if it began so."""
+    plain = replace(config, steps=1, ema=None, out=tmp_path / "plain")
+    assert torch.equal(run(plain).model.base.proj_out.weight, run(replace(config, steps=1)).model.base.proj_out.weight)
+    assert not load_recipe(latest(plain)).ema and not (latest(plain) / "ema").exists()
+    with pytest.raises(ValueError, match="holds no averages"):
+        load_model(latest(plain), ema=True)
+    with pytest.raises(ValueError, match=r"ema.decay \(was None, is 0.999\)"):
+        Trainer(replace(plain, ema=config.ema))
+
+
 def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(config: TrainConfig) -> None:
     trainer = Trainer(config)
     torch.nn.init.constant_(trainer.model.base.proj_out.bias, float("inf"))
@@ -148,7 +180,8 @@ def test_the_log_says_what_a_step_took(config: TrainConfig) -> None:
     records = read_log(config.out / LOG_NAME)
     assert [r["step"] for r in records] == [2, 3, 4, 5]  # every second step, and at each checkpoint
     assert [r["lr"] for r in records] == [1e-3] * 4
-    assert set(records[0]) == {"step", "loss", "grad_norm", "lr", "data_wait", "samples_per_s"}
+    always = {"step", "loss", "grad_norm", "lr", "data_wait", "samples_per_s", "memory_gb"}
+    assert all(set(r) - always <= {f"loss_sigma_{part}" for part in ("00", "25", "50", "75")} and always < set(r) for r in records)
     assert all(0 <= r["data_wait"] <= 1 and r["samples_per_s"] > 0 and r["grad_norm"] > 0 for r in records)
 
 
@@ -159,6 +192,19 @@ def test_the_learning_rate_rises_and_is_what_the_optimizer_uses(config: TrainCon
     monkeypatch.setattr(trainer.optimizer, "step", lambda: (used.append(trainer.optimizer.param_groups[0]["lr"]), step()))
     trainer.train()
     assert used == [r["lr"] for r in read_log(config.out / LOG_NAME)] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
+
+
+def test_previous_frames_can_be_noisy(config: TrainConfig) -> None:
+    clean, noisy = (Trainer(replace(config, out=config.out / str(x), objective=ObjectiveConfig(history_noise=x))) for x in (0.0, 0.5))
+    window = clean.stream.read(0)
+    a, b = clean.example(window), noisy.example(window)
+    assert torch.equal(b.history_PCHW, noisy.example(window).history_PCHW)
+    noise = b.history_PCHW - a.history_PCHW
+    assert 0 < noise.std() < 0.6 and abs(noise.mean()) < 0.1
+    for name in ("source_CHW", "driving_FCHW", "target_FCHW", "noise_FCHW"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    levels = [(noisy.example(replace(window, position=i)).history_PCHW - a.history_PCHW).std() for i in range(8)]
+    assert max(levels) < 0.55 and min(levels) < 0.5 * max(levels)
 
 
 def test_the_loss_is_the_mean_over_samples_whatever_their_number(config: TrainConfig) -> None:
@@ -190,7 +236,7 @@ def test_previous_frames_are_seen_from_the_second_stage_on(config: TrainConfig) 
     trainer.train()
     assert seen == [False] * 4 + [True] * 2  # one pass a step
     expected = Recipe(
-        model=config.portrait(), codec="dct", frame_px=32, mask_dilation=config.mask_dilation, shift=3.0, history_trained=True
+        model=config.portrait(), codec="dct", frame_px=32, mask_dilation=config.mask_dilation, shift=3.0, history_trained=True, ema=True
     )
     assert load_recipe(latest(config)) == expected
     assert not load_recipe(latest(config).with_name("step-000003")).history_trained
