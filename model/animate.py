@@ -26,7 +26,7 @@ class Animator:
 
     Args:
         checkpoint: a checkpoint's folder, or a training run's, whose newest one serves.
-        base: a folder of SD3.5 in diffusers' layout, for a checkpoint whose latents are its VAE's.
+        base: a folder of SD3.5 in diffusers' layout, where the one that the model was trained from is no longer where it was.
         device: where to compute; None: a GPU where there is one.
 
     Attributes:
@@ -41,10 +41,13 @@ class Animator:
         self.folder = find_checkpoint(checkpoint)
         self.recipe = load_recipe(self.folder)
         self.history = self.recipe.history_trained and self.recipe.model.history > 0
-        self._codec = codec_of(self.recipe.codec, base)
+        trained_from = None if self.recipe.base is None else Path(self.recipe.base.folder)
+        if trained_from is not None and trained_from.name == "transformer":
+            trained_from = trained_from.parent  # vae/ lies beside it
+        self._codec = codec_of(self.recipe.codec, base or trained_from)
         try:
             self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            self._model = load_model(self.folder).eval().requires_grad_(False).to(self._device)
+            self._model = load_model(self.folder, base=base).eval().requires_grad_(False).to(self._device)
         except (RuntimeError, AssertionError) as e:  # torch's words for a device that it does not know or have
             raise ValueError(f"device {device!r}: {e}; leave it out to have one chosen") from e
 

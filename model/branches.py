@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from model.controls import Controls, Kept, Text
-from model.modulation import Bank
+from model.modulation import Bank, Modulation
+from model.objective import TIMESTEPS
 from model.portrait_dit import PortraitConfig, PortraitDiT
 
 # Shape suffixes: B batch, F frames of the window, C latent channels, H W latent rows and columns.
@@ -33,8 +34,44 @@ class Ask(NamedTuple):
     kept: Kept
 
 
+class Prepared:
+    """What the steps of one window have in common, computed before the first of them: what timestep and text say to each block and, with
+    frozen controls, what source and driving tokens do.
+
+    Args:
+        sigmas: noise levels of the steps.
+    """
+
+    def __init__(self, model: PortraitDiT, sigmas: Sequence[float]) -> None:
+        self._model = model
+        self._sigmas = {sigma: k for k, sigma in enumerate(sigmas)}
+        self._told: dict[int, tuple[Text, list[Modulation]]] = {}  # the text too, or its id might become another's
+        self._banks: dict[tuple[int, bool, bool], Bank] = {}
+
+    def modulation(self, text: Text, sigma: float) -> Modulation:
+        key = id(text.tokens_BLD)
+        if key not in self._told:
+            timesteps_K = TIMESTEPS * torch.tensor(list(self._sigmas), device=text.tokens_BLD.device)
+            self._told[key] = text, self._model.modulations(timesteps_K, text)
+        return self._told[key][1][self._sigmas[sigma]]
+
+    def bank(self, text: Text, controls: Controls, noisy_BFCHW: Tensor) -> Bank | None:
+        if not self._model.config.frozen_controls:
+            return None
+        key = (id(text.tokens_BLD), controls.source_BCHW is None, controls.driving_BFCHW is None)
+        if key not in self._banks:
+            self._banks[key] = self._model.bank(text, controls, noisy_BFCHW)
+        return self._banks[key]
+
+
 def ask_all(
-    model: Denoiser, noisy_BFCHW: Tensor, timestep_B: Tensor, controls: Controls, asks: Sequence[Ask], branches: Branches
+    model: Denoiser,
+    noisy_BFCHW: Tensor,
+    sigma: float,
+    controls: Controls,
+    asks: Sequence[Ask],
+    branches: Branches,
+    prepared: Prepared | None = None,
 ) -> list[Tensor]:
     """The velocity of each ask, in their order.
 
@@ -42,28 +79,27 @@ def ask_all(
     no tokens, a batch computes them all the same and hides them from the others, which at the paper's size is a third more work. Models
     other than `PortraitDiT`, and those with frozen controls, are asked one after the other.
     """
-    if branches == "sequential" or not isinstance(model, PortraitDiT) or model.config.frozen_controls:
+    b = len(noisy_BFCHW)
+    timestep_B = torch.full((b,), TIMESTEPS * sigma, device=noisy_BFCHW.device)
+    if not isinstance(model, PortraitDiT):
         return [model(noisy_BFCHW, timestep_B, ask.text, controls.keep(ask.kept)) for ask in asks]
-    n, b = len(asks), len(noisy_BFCHW)
+    if branches == "sequential" or model.config.frozen_controls:
+        out = []
+        for ask in asks:
+            seen = controls.keep(ask.kept)
+            modulation = prepared.modulation(ask.text, sigma) if prepared else None
+            bank = prepared.bank(ask.text, seen, noisy_BFCHW) if prepared else None
+            out.append(model(noisy_BFCHW, timestep_B, ask.text, seen, modulation=modulation, bank=bank))
+        return out
+    n = len(asks)
     seen = controls.keep(Kept(*(any(of_one) for of_one in zip(*(ask.kept for ask in asks), strict=True))))  # by any
     for_each = Controls(**{name: None if x is None else torch.cat([x] * n) for name, x in vars(seen).items()})
-    texts = [Text(ask.text.tokens_BLD.expand(b, -1, -1), ask.text.pooled_BD.expand(b, -1)) for ask in asks]
-    text = Text(torch.cat([t.tokens_BLD for t in texts]), torch.cat([t.pooled_BD for t in texts]))
+    text, modulation = asks[0].text, None
+    if prepared and len(text.pooled_BD) == 1 and all(ask.text is text for ask in asks):  # one text serves all
+        modulation = prepared.modulation(text, sigma)
+    else:
+        texts = [Text(ask.text.tokens_BLD.expand(b, -1, -1), ask.text.pooled_BD.expand(b, -1)) for ask in asks]
+        text = Text(torch.cat([t.tokens_BLD for t in texts]), torch.cat([t.pooled_BD for t in texts]))
     kept = [ask.kept for ask in asks for _ in range(b)]
-    return list(model(torch.cat([noisy_BFCHW] * n), timestep_B.repeat(n), text, for_each, kept=kept).chunk(n))
-
-
-class Banked:
-    """A model with frozen controls, for one window: what its source and driving tokens say is computed once, not at every step."""
-
-    def __init__(self, model: PortraitDiT) -> None:
-        self.config = model.config
-        self._model = model
-        self._banks: dict[tuple[int, bool, bool], Bank] = {}
-
-    def __call__(self, noisy_BFCHW: Tensor, timestep_B: Tensor, text: Text, controls: Controls) -> Tensor:
-        """As the model's; the same text and controls are asked with throughout."""
-        key = (id(text.tokens_BLD), controls.source_BCHW is None, controls.driving_BFCHW is None)
-        if key not in self._banks:
-            self._banks[key] = self._model.bank(text, controls, noisy_BFCHW)
-        return self._model(noisy_BFCHW, timestep_B, text, controls, bank=self._banks[key])
+    velocities = model(torch.cat([noisy_BFCHW] * n), timestep_B.repeat(n), text, for_each, kept=kept, modulation=modulation)
+    return list(velocities.chunk(n))

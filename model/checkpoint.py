@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model.adapters import LoraConfig, add_adapters, load_adapters, merge_adapters, save_adapters, without_adapters
-from model.base import BaseFolder, find_base, load_base
+from model.base import BaseFolder, find_base, load_fitting
 from model.ema import Ema
 from model.portrait_dit import PortraitConfig, PortraitDiT
 from schemas.config import parse_config
@@ -46,6 +46,9 @@ class Recipe:
     codec: str  # name of the `LatentCodec`
     frame_px: int
     mask_dilation: float  # of region masks, as a part of the frame's side
+    regions: str = "default"  # their profile
+    size_px: int = 576  # side of the shards' frames, at which masks are drawn; the largest where there are several
+    fps: int = 25  # of the shards
     shift: float  # of the noise levels
     history_trained: bool  # False after the first stage alone: previous frames mean nothing to it yet
     ema: bool = False  # there are averages beside the weights
@@ -96,7 +99,7 @@ def load_model(folder: Path, *, ema: bool | None = None, merge: bool = True, bas
         raise ValueError(f"{folder}: holds no averages; it was trained with `ema: null`")
     weights = folder / _EMA if recipe.ema and ema is not False else folder
     if recipe.lora is not None and recipe.base is not None:
-        untouched = load_base(_same_base(recipe.base, base, folder), recipe.model)
+        untouched = load_fitting(_same_base(recipe.base, base, folder), recipe.model)
     else:
         with _naming(folder):
             untouched = SD3Transformer2DModel.from_pretrained((weights if recipe.lora is None else folder) / _BASE)

@@ -6,12 +6,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from model.branches import Ask, Branches, Denoiser, ask_all
+from model.branches import Ask, Branches, Denoiser, Prepared, ask_all
 from model.controls import Controls, D, Kept, P, S, Text, U
-from model.objective import TIMESTEPS
 
 # Shape suffixes: B batch, F frames of the window, C latent channels, H W latent rows and columns.
 
@@ -92,12 +90,12 @@ def guided_velocity(
     *,
     prompt: Text | None = None,
     branches: Branches = "sequential",
+    prepared: Prepared | None = None,
 ) -> Tensor:
     """The combined velocity, (B, F, C, H, W). `text` is what the model was trained with, `prompt` what is to morph the face."""
     summed = terms(guidance, sigma, history=controls.history_BPCHW is not None, prompt=prompt is not None)
-    timestep_B = torch.full((len(noisy_BFCHW),), TIMESTEPS * sigma, device=noisy_BFCHW.device)
     asks = [Ask(prompt if term.prompted and prompt is not None else text, term.kept) for term in summed]
-    velocities = [v.to(noisy_BFCHW.dtype) for v in ask_all(model, noisy_BFCHW, timestep_B, controls, asks, branches)]
+    velocities = [v.to(noisy_BFCHW.dtype) for v in ask_all(model, noisy_BFCHW, sigma, controls, asks, branches, prepared)]
     out = velocities[0] if summed[0].weight == 1 else summed[0].weight * velocities[0]
     for term, velocity in zip(summed[1:], velocities[1:], strict=True):
         out = out + term.weight * velocity

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.branches import Banked, Branches, Denoiser
+from model.branches import Branches, Denoiser, Prepared
 from model.controls import Controls, Text
 from model.guidance import Guidance, guided_velocity
 from model.objective import TIMESTEPS
@@ -113,11 +113,13 @@ def sample_window(
         before_B1CHW: the clean frame before the window, for temporal denoising alone.
     """
     x_BFCHW = noise_BFCHW
-    if isinstance(model, PortraitDiT) and model.config.frozen_controls:
-        model = Banked(model)
-    for step, (sigma, below) in enumerate(pairwise(noise_levels(config.steps, shift=config.shift).tolist())):
+    sigmas = noise_levels(config.steps, shift=config.shift).tolist()
+    prepared = Prepared(model, sigmas[:-1]) if isinstance(model, PortraitDiT) else None
+    for step, (sigma, below) in enumerate(pairwise(sigmas)):
         with torch.autocast(x_BFCHW.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            v_BFCHW = guided_velocity(model, x_BFCHW, sigma, text, controls, config.guidance, prompt=prompt, branches=config.branches)
+            v_BFCHW = guided_velocity(
+                model, x_BFCHW, sigma, text, controls, config.guidance, prompt=prompt, branches=config.branches, prepared=prepared
+            )
         if step == config.temporal.step and not config.temporal.is_off:
             x_BFCHW = tied_step(config.temporal, x_BFCHW, v_BFCHW, sigma, below, before_B1CHW)
         else:

@@ -48,7 +48,7 @@ def load_base(folder: Path, *, dtype: torch.dtype = torch.float32) -> SD3Transfo
     Raises:
         ValueError: no such folder, another kind of model, or weights that are damaged or not all there; names the folder and what to give.
     """
-    folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    folder = transformer_folder(folder)
     _check(read_sizes(folder), folder)
     try:
         base, found = SD3Transformer2DModel.from_pretrained(
@@ -62,6 +62,11 @@ def load_base(folder: Path, *, dtype: torch.dtype = torch.float32) -> SD3Transfo
     for tensor in (*base.parameters(), *base.buffers()):  # into memory of our own: the file that they may be mapped from can be replaced
         tensor.data = tensor.data.clone()
     return base
+
+
+def transformer_folder(folder: Path) -> Path:
+    """`folder`, or its `transformer/`, where a pipeline's folder has the model."""
+    return folder / "transformer" if (folder / "transformer").is_dir() else folder
 
 
 def read_sizes(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from model.adapters import LoraConfig
 from model.codec import BLOCK_PX
+from model.controls import Dropped
 from model.ema import EmaConfig
 from model.objective import ObjectiveConfig
 from model.portrait_dit import SD35_MEDIUM, TINY, PortraitConfig
@@ -37,6 +38,19 @@ class RayConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArchitectureConfig:
+    """What the paper leaves open of the network; the fields of `PortraitConfig` with these names (docs/model.md)."""
+
+    dropped: Dropped = Dropped.REMOVED
+    history_time: Literal["clean", "same"] = "clean"
+    history_slot: Literal["video", "own"] = "video"
+    frame_encoding: Literal["learned", "sincos"] = "learned"
+    temporal_ffn: bool = False
+    temporal_updates_history: bool = True
+    frozen_controls: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     shards: Path  # a pair set's folder, RUN/shards/SET, or a RUN with only one
     out: Path  # the training run's own folder; run again to resume
@@ -47,9 +61,12 @@ class TrainConfig:
     ema: EmaConfig | None = field(default_factory=EmaConfig)  # averages of the weights, for sampling; null: none
     frames: int | None = None  # F and F'; None: the preset's
     history: int | None = None
-    factorised: bool = False
+    factorised: bool = False  # temporal attention along time only, the paper's ablation
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    codec: Literal["dct", "vae"] = "dct"  # of the latents: without weights, or SD3.5's, in the folder `base`
     frame_px: int | None = None  # None: as in the shards
     mask_dilation: float = 0.01  # of the frame's side
+    regions: str = "default"  # profile of the region masks
     split: str = "train"
     steps: int = 100
     history_from_step: int = 0  # previous frames are dropped before this step: the paper's first stage, 40 000 of its 50 000 steps
@@ -85,13 +102,19 @@ class TrainConfig:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if not 0 <= self.lr_end <= self.lr:
             raise ValueError(f"lr_end must lie between 0 and lr ({self.lr}), not {self.lr_end}")
+        if self.codec == "vae" and self.base is None:
+            raise ValueError("codec: vae needs `base`, a folder of SD3.5 with vae/ in it")
         self.portrait()  # refuses sizes that do not go together
 
-    def portrait(self) -> PortraitConfig:
+    def portrait(self, frame_px: int | None = None) -> PortraitConfig:
+        """The model's config, with as much of the position table as frames of this side need (None: of `self.frame_px`)."""
         preset = {"tiny": TINY, "sd35_medium": SD35_MEDIUM}[self.model]
         frames = preset.frames if self.frames is None else self.frames
         history = preset.history if self.history is None else self.history
-        return replace(preset, frames=frames, history=history, factorised=self.factorised)
+        side, tokens = frame_px or self.frame_px, preset.frame_tokens
+        if tokens is not None and side is not None:
+            tokens = math.ceil(side / (BLOCK_PX * preset.patch))
+        return replace(preset, frames=frames, history=history, factorised=self.factorised, frame_tokens=tokens, **vars(self.architecture))
 
     def stream(self) -> StreamConfig:
         portrait = self.portrait()
@@ -100,6 +123,7 @@ class TrainConfig:
             history=portrait.history,
             frame_px=self.frame_px,
             mask_dilation=self.mask_dilation,
+            regions=self.regions,
             split=self.split,
             seed=self.seed,
         )

@@ -33,7 +33,7 @@ from schemas.sample import (
 )
 from schemas.video import decode_video, resized
 
-_COLUMNS = ["sample", "digest", "tar", "members", "frames", "size_px"]
+_COLUMNS = ["sample", "digest", "tar", "members", "frames", "size_px", "fps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,8 @@ class ShardStream:
     Attributes:
         keys: samples of the split that are long enough, in sorted order.
         skipped: samples of the split that are too short for a window.
+        frame_px: side of the windows' frames.
+        size_px, fps: of the shards' frames; the largest where there are several.
         digest: names the samples and their bytes. A position means something only together with it.
 
     Raises:
@@ -103,6 +105,8 @@ class ShardStream:
         if len(sizes) > 1 and config.frame_px is None:
             raise ValueError(f"{folder}: frames are {sizes} px; name the side to train at (`frame_px`)")
         self.frame_px: int = config.frame_px or sizes[0]
+        self.size_px: int = sizes[-1]
+        self.fps: int = pc.max(self._rows["fps"]).as_py()
         self.keys: list[str] = self._rows["sample"].to_pylist()
         self.digest = digest("stream", *self.keys, *self._rows["digest"].to_pylist())
         self._cached_order = (-1, np.empty(0, np.int64))

@@ -15,9 +15,9 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from model.base import transformer_folder
 from model.checkpoint import Checkpoints, load_trainer
 from model.log import LogFollower, read_log
+from model.sd35 import read_sizes, transformer_folder
 from model.settings import TrainConfig
 from model.stream import ShardStream, find_pair_set
 from model.trainer import CHECKPOINTS_NAME, LOG_NAME, SHEET_NAME, Diverged, Trainer, check_resumable
@@ -75,7 +75,7 @@ def check(config: TrainConfig) -> int:
     stream = ShardStream(find_pair_set(config.shards), config.stream())
     config.check_frame_px(stream.frame_px)
     if config.base is not None:
-        transformer_folder(config.base)
+        read_sizes(transformer_folder(config.base))
     if stream.skipped:
         _log.warning(
             "%s: %d of %d clips are shorter than a window and left out", stream.folder, stream.skipped, len(stream) + stream.skipped

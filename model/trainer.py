@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from model.adapters import add_adapters
-from model.base import BaseFolder, find_base, load_base
+from model.base import BaseFolder, find_base, load_fitting
 from model.checkpoint import Checkpoints, Recipe, load_averages, load_model, load_recipe, load_trainer, save_model, save_trainer
-from model.codec import DctCodec, LatentCodec
-from model.controls import Controls, Kept
+from model.codec import LatentCodec
+from model.controls import Controls, D, Kept, P
+from model.cost import forward_flops, training_flops
 from model.ema import Ema
 from model.log import StepMetrics, TrainLog
 from model.objective import draw_kept, draw_noise, noisy_history, velocity_loss
@@ -24,6 +25,7 @@ from model.portrait_dit import PortraitDiT, no_text
 from model.settings import TrainConfig
 from model.sheet import write_sheet
 from model.stream import Prefetch, ShardStream, Window, find_pair_set
+from model.vae import codec_of
 from schemas.ids import digest
 
 # Shape suffixes: B batch, F frames of the window, P previous frames, C latent channels, H W latent rows and columns.
@@ -60,13 +62,13 @@ class Trainer:
         self.config, self.rank, self.world, self.device = config, rank, world, device or torch.device("cpu")
         self.stream = ShardStream(find_pair_set(config.shards), config.stream())
         config.check_frame_px(self.stream.frame_px)
-        self.codec: LatentCodec = DctCodec()
+        self.codec: LatentCodec = codec_of(config.codec, config.base)
         self.checkpoints = Checkpoints(config.out / CHECKPOINTS_NAME, keep=config.keep_checkpoints)
         self.step = self.position = 0
         latest = self.checkpoints.latest()
         if latest is None:
             self.base = None if config.base is None else find_base(config.base)
-            model = new_model(config)
+            model = new_model(config, self.stream.frame_px)
         else:
             self.base = _same_beginning(config, latest)
             model = load_model(latest, ema=False, merge=False, base=config.base)
@@ -79,7 +81,7 @@ class Trainer:
 
     def train(self) -> None:
         """Trains up to `config.steps`; logs, saves, and draws the sheet."""
-        log = TrainLog(self.config.out / LOG_NAME, self.step)
+        log = TrainLog(self.config.out / LOG_NAME, self.step, self.flops_per_sample())
         remaining = max(self.config.steps - self.step, 0)
         if remaining:
             (self.config.out / SHEET_NAME).unlink(missing_ok=True)  # of fewer steps
@@ -97,6 +99,12 @@ class Trainer:
                     self.save()
         if self.config.sheet.steps:
             self.draw_sheet()
+
+    def flops_per_sample(self) -> float:
+        """Of forward and backward pass, with all controls that this run ever shows."""
+        side = self.stream.frame_px // (self.codec.factor * self.model.config.patch)
+        kept = P if self.history_trains(self.config.steps - 1) else D
+        return float(training_flops(forward_flops(self.model.config, rows=side, columns=side, kept=kept)))
 
     def train_step(self, windows: list[Window]) -> StepMetrics:
         """One update: one forward pass, all samples of the step together.
@@ -179,6 +187,9 @@ class Trainer:
             codec=self.codec.name,
             frame_px=self.stream.frame_px,
             mask_dilation=self.config.mask_dilation,
+            regions=self.config.regions,
+            size_px=self.stream.size_px,
+            fps=self.stream.fps,
             shift=self.config.objective.shift,
             history_trained=self.history_trains(self.step - 1),
             ema=self.ema is not None,
@@ -206,10 +217,10 @@ class Trainer:
         return path
 
 
-def new_model(config: TrainConfig) -> PortraitDiT:
-    """The model as training begins; raises ValueError for a base or adapters that do not fit it."""
-    portrait = config.portrait()
-    model = PortraitDiT(portrait, None if config.base is None else load_base(config.base, portrait))
+def new_model(config: TrainConfig, frame_px: int) -> PortraitDiT:
+    """The model as training on frames of this side begins; raises ValueError for a base or adapters that do not fit it."""
+    portrait = config.portrait(frame_px)
+    model = PortraitDiT(portrait, None if config.base is None else load_fitting(config.base, portrait))
     if config.tune == "lora":
         add_adapters(model.base, config.lora)
     return model

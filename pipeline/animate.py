@@ -17,6 +17,7 @@ from pipeline.film import Sound, sound_of, write_film
 from schemas.config import parse_config
 from schemas.ids import source_id
 from schemas.outcomes import Rejection
+from schemas.outlines import with_profile
 from schemas.regions import Regions, masked_driving, rasterise
 from schemas.sample import decode_image
 from schemas.store import DiskStore
@@ -31,6 +32,7 @@ from stages.portraits import Portraits
 from stages.regions import RegionFinder
 
 if TYPE_CHECKING:
+    from model.checkpoint import Recipe
     from pipeline.run import Watcher
 
 _SAMPLER = "sampler."  # before keys of model.sampling.SamplerConfig
@@ -46,9 +48,14 @@ class AnimateConfig:
     faces: FacesConfig = field(default_factory=FacesConfig)
 
 
-def animate_config(overrides: Sequence[str]) -> AnimateConfig:
-    """From `a.b=c` overrides; a clip is by default as long as it comes. Raises ValueError for an unknown key or a wrong value."""
-    return parse_config(AnimateConfig, {"faces": {"max_clip_s": _LONGEST_S}}, overrides, where="animate")
+def animate_config(overrides: Sequence[str], *, fps: int, size_px: int) -> AnimateConfig:
+    """From `a.b=c` overrides; rate and size are by default those of the model's shards, and a clip is as long as it comes.
+
+    Raises:
+        ValueError: an unknown key or a wrong value.
+    """
+    defaults = {"video": {"fps": fps, "size_px": size_px}, "faces": {"max_clip_s": _LONGEST_S}}
+    return parse_config(AnimateConfig, defaults, overrides, where="animate")
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Inputs:
     span: str
 
 
-def prepare(source: Path, driving: Path, scratch: Path, config: AnimateConfig, *, frame_px: int, mask_dilation: float) -> Inputs:
+def prepare(source: Path, driving: Path, scratch: Path, config: AnimateConfig, recipe: Recipe) -> Inputs:
     """Takes the still through `portraits`, the video through `ingest`, `faces` and the outlines of `regions`.
 
     Masks are drawn at the side at which faces are cut, then frames are resized, as the shard stream does. Pictures are never held, only
@@ -82,24 +89,25 @@ def prepare(source: Path, driving: Path, scratch: Path, config: AnimateConfig, *
         driving: a video file. Of several shots and people the longest clip serves, the first of equal ones.
         scratch: a folder for files on the way, at least as large as the clip.
         config: how to look.
-        frame_px: side of the frames that the model takes.
-        mask_dilation: of the region masks, as a part of the frame's side.
+        recipe: what the model was trained with: the side of its frames, and the masks' profile and dilation.
 
     Raises:
         ValueError: no face in one of them, or no readable file; names the file and what can be done.
     """
+    frame_px = recipe.frame_px
     size_px = max(config.video.size_px, frame_px)
     run = DiskStore(scratch)
     still = _portrait(source, Outputs(run, "portraits"), Portraits(config.faces, size_px))
     clip, start_s, clips = _longest_clip(driving, run, config, size_px)
     target = run.root / clip.folder / clip.file(TARGET)
-    _, regions = RegionFinder()(frame.rgb for frame in decode(target))
+    points, regions = RegionFinder()(frame.rgb for frame in decode(target))
+    regions = with_profile(regions, points, recipe.regions)
     stop_s = start_s + clip.frames / clip.fps
     return Inputs(
         source=resized(still, frame_px),
         frames=clip.frames,
         fps=clip.fps,
-        driving=lambda: _masked(target, regions, size_px, frame_px, mask_dilation),
+        driving=lambda: _masked(target, regions, size_px, frame_px, recipe.mask_dilation),
         sound=sound_of(driving, scratch, start_s, stop_s) if clip.has_audio else None,
         span=f"{start_s:.2f} s to {stop_s:.2f} s (frames {clip.first_frame} to {clip.last_frame}) of {driving}"
         + (f", the longest of {clips} clips" if clips > 1 else ""),
@@ -186,7 +194,6 @@ def animate(job: Animation, overrides: Sequence[str], watcher: Watcher) -> None:
         [o for o in overrides if not o.startswith(_SAMPLER)],
         [o.removeprefix(_SAMPLER) for o in overrides if o.startswith(_SAMPLER)],
     )
-    config = animate_config(own)
     job.out.parent.mkdir(parents=True, exist_ok=True)
     video, still = job.out.with_suffix(".driving.mp4"), job.out.with_suffix(".source.png")
     for written in (job.out, video, still):
@@ -194,6 +201,7 @@ def animate(job: Animation, overrides: Sequence[str], watcher: Watcher) -> None:
             raise ValueError(f"--out {job.out}: {written} would be written over, and is what the film is made of; choose another name")
     animator = Animator(job.checkpoint, base=job.base, device=job.device)
     recipe = animator.recipe
+    config = animate_config(own, fps=recipe.fps, size_px=recipe.size_px)
     sampling = parse_config(SamplerConfig, {"shift": recipe.shift}, sampler, where="sampler")
     prompt = None if job.prompt is None else read_prompt(job.prompt, recipe.model)
     if prompt is None and sampling.guidance.control_strength != 1:
@@ -201,7 +209,7 @@ def animate(job: Animation, overrides: Sequence[str], watcher: Watcher) -> None:
     with tempfile.TemporaryDirectory(prefix="crosspair-") as name:
         scratch = Path(name)
         watcher.say(f"looking for the faces in {job.source} and {job.driving}")
-        shown = prepare(job.source, job.driving, scratch, config, frame_px=recipe.frame_px, mask_dilation=recipe.mask_dilation)
+        shown = prepare(job.source, job.driving, scratch, config, recipe)
         watcher.say(f"driving: {shown.frames} frames, {shown.span}")
         if not animator.history:
             watcher.say("this model was not trained with previous frames: windows are made without them, and seams may show")

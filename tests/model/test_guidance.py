@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.branches import Ask, ask_all
+from model.branches import Ask, Prepared, ask_all
 from model.controls import Controls, D, Dropped, Kept, P, S, Text, U
 from model.guidance import Guidance, Term, guided_velocity, terms
 from model.portrait_dit import PortraitConfig, PortraitDiT, no_text
@@ -119,7 +119,6 @@ def test_beyond_its_noise_levels_guidance_is_left_out() -> None:
 def test_a_dropped_control_does_not_enter(dit: PortraitDiT, branches: str) -> None:
     """Not even a NaN in it does."""
     nan = Controls(**{name: torch.full_like(value, torch.nan) for name, value in vars(GIVEN).items()})
-    time = torch.full((2,), 700.0)
     for kept in (U, S, D):
         spoilt = Controls(
             source_BCHW=GIVEN.source_BCHW if kept.source else nan.source_BCHW,
@@ -127,7 +126,7 @@ def test_a_dropped_control_does_not_enter(dit: PortraitDiT, branches: str) -> No
             history_BPCHW=nan.history_BPCHW,
         )
         asks = [Ask(TEXT, kept), Ask(TEXT, U)]
-        got, wanted = (ask_all(dit, NOISY, time, controls, asks, branches) for controls in (spoilt, GIVEN))  # type: ignore[arg-type]
+        got, wanted = (ask_all(dit, NOISY, 0.7, controls, asks, branches) for controls in (spoilt, GIVEN))  # type: ignore[arg-type]
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     # and in the sum: with driving and history at 0 neither weighs anything
     spoilt, source_only = replace(nan, source_BCHW=GIVEN.source_BCHW), Guidance(source=2, driving=0, history=0)
@@ -137,9 +136,8 @@ def test_a_dropped_control_does_not_enter(dit: PortraitDiT, branches: str) -> No
 
 def test_in_a_batch_no_branch_sees_anothers_controls(dit: PortraitDiT) -> None:
     """Other source and driving frames change what sees them, and leave the others' answers as they were."""
-    time = torch.full((2,), 700.0)
     other = Controls(source_BCHW=GIVEN.source_BCHW, driving_BFCHW=5 * latents(2, 3, 16, 4, 4, seed=9))
-    first, second = (ask_all(dit, NOISY, time, c, [Ask(TEXT, k) for k in (U, S, D)], "batched") for c in (FIRST, other))
+    first, second = (ask_all(dit, NOISY, 0.7, c, [Ask(TEXT, k) for k in (U, S, D)], "batched") for c in (FIRST, other))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1]) and not torch.allclose(first[2], second[2], atol=1e-3)
 
 
@@ -154,16 +152,34 @@ def test_in_a_batch_no_branch_sees_anothers_controls(dit: PortraitDiT) -> None:
     ids=["removed", "removed, otherwise", "zero latents", "zero tokens"],
 )
 def test_a_batch_of_branches_equals_as_many_calls(choice: dict) -> None:
-    """For a batch of two videos, at two noise levels."""
+    """For a batch of two videos."""
     net = lively(replace(CONFIG, **choice))
-    time, asks = torch.tensor([700.0, 300.0]), [Ask(TEXT, k) for k in (U, S, D, P)] + [Ask(PROMPT, U)]
+    asks = [Ask(TEXT, k) for k in (U, S, D, P)] + [Ask(PROMPT, U)]
     calls: list[int] = []
     net.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    together, apart = (ask_all(net, NOISY, time, GIVEN, asks, branches) for branches in ("batched", "sequential"))
+    together, apart = (ask_all(net, NOISY, 0.7, GIVEN, asks, branches) for branches in ("batched", "sequential"))
     assert calls == [10, 2, 2, 2, 2, 2]
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
     assert min(float((a - b).abs().max()) for a, b in combinations(apart, 2)) > 1e-3  # else it would say nothing
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+@pytest.mark.parametrize("branches", ["sequential", "batched"])
+def test_what_the_steps_have_in_common_is_computed_once(branches: str, frozen: bool) -> None:
+    """And changes nothing. With frozen controls that is also what source and driving tokens say, for each of s, d and p."""
+    net = lively(replace(CONFIG, frozen_controls=frozen))
+    one = Text(TEXT.tokens_BLD[:1], TEXT.pooled_BD[:1])
+    calls: list[str] = []
+    net.base.context_embedder.register_forward_pre_hook(lambda *_: calls.append("text"))
+    prepared = Prepared(net, [0.9, 0.7])
+    for sigma in (0.9, 0.7):
+        counted = len(calls)
+        got = guided_velocity(net, NOISY, sigma, one, GIVEN, Guidance(), branches=branches, prepared=prepared)  # type: ignore[arg-type]
+        if sigma == 0.7:
+            assert len(calls) == counted
+        wanted = guided_velocity(net, NOISY, sigma, one, GIVEN, Guidance(), branches="sequential")
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
 
 def test_a_prompt_adds_its_own_term(dit: PortraitDiT) -> None:
