@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import torch
 from diffusers import SD3Transformer2DModel
-from safetensors import SafetensorError
 
-from model.portrait_dit import PortraitConfig, new_base
+from model import sd35
+from model.portrait_config import PortraitConfig
 from schemas.ids import digest, file_digest
 
 
@@ -38,19 +37,14 @@ def find_base(folder: Path) -> BaseFolder:
 
 def load_base(folder: Path, config: PortraitConfig) -> SD3Transformer2DModel:
     """In float32. Raises ValueError when it cannot be read, or has other sizes than the model of the config."""
-    found = transformer_folder(folder)
-    try:
-        base = SD3Transformer2DModel.from_pretrained(found, torch_dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as e:
-        raise ValueError(f"base: {found} cannot be read: {e}") from e
-    with torch.device("meta"):
-        wanted = new_base(config).config
-    for key in (k for k in wanted if not k.startswith("_")):
-        here, there = _plain(base.config[key]), _plain(wanted[key])
-        if here != there:
-            raise ValueError(f"base: {found} has {key} {here}, the model of the config has {there}; choose another `model` or `base`")
+    base = sd35.load_base(transformer_folder(folder))
+    sizes = sd35.sized_as(config, base)
+    if sizes.position_grid == config.table_side:  # a table that was cut already is as good as a whole one
+        sizes = replace(sizes, position_grid=config.position_grid)
+    for field in fields(config):
+        there, wanted = getattr(sizes, field.name), getattr(config, field.name)
+        if there != wanted:
+            raise ValueError(
+                f"base: {folder} has {field.name} {there}, the model of the config has {wanted}; choose another `model` or `base`"
+            )
     return base
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, list | tuple) else value

@@ -15,7 +15,8 @@ from model.base import find_base
 from model.checkpoint import Checkpoints, export_merged, load_model, load_recipe
 from model.controls import Controls
 from model.log import read_log
-from model.portrait_dit import PortraitDiT, new_base, no_text
+from model.portrait_dit import PortraitDiT, no_text
+from model.sd35 import new_base
 from model.settings import TrainConfig
 from model.trainer import LOG_NAME, Trainer
 
@@ -175,7 +176,7 @@ def test_what_does_not_fit_is_refused(lora: TrainConfig, base_folder: Path, tmp_
     with pytest.raises(ValueError, match="cannot be read"):
         Trainer(replace(lora, base=tmp_path))
     SD3Transformer2DModel.from_config(config | {"num_layers": 3}).save_pretrained(tmp_path / "transformer")
-    with pytest.raises(ValueError, match="has num_layers 3, the model of the config has 4"):
+    with pytest.raises(ValueError, match="has layers 3, the model of the config has 4"):
         Trainer(replace(lora, base=tmp_path))
 
 
