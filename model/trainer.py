@@ -17,6 +17,7 @@ from model.base import BaseFolder, find_base, load_base
 from model.checkpoint import Checkpoints, Recipe, load_averages, load_model, load_recipe, load_trainer, save_model, save_trainer
 from model.codec import DctCodec, LatentCodec
 from model.controls import Controls, Kept
+from model.cost import forward_flops, training_flops
 from model.ema import Ema
 from model.log import StepMetrics, TrainLog
 from model.objective import draw_kept, draw_noise, noisy_history, velocity_loss
@@ -109,12 +110,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         examples = [self.example(w) for w in windows]
         torch.manual_seed(_seed("dropout", self.config.seed, self.step))  # of adapters: the one draw that nobody can hand in
-        losses_B = self.losses(self.kept(), examples)
+        kept = self.kept()
+        losses_B = self.losses(kept, examples)
         losses_B.mean().backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm)
-        metrics = StepMetrics(
-            losses_B.mean().item(), grad_norm.item(), tuple(zip((e.sigma for e in examples), losses_B.tolist(), strict=True))
-        )
+        by_sigma = tuple(zip((e.sigma for e in examples), losses_B.tolist(), strict=True))
+        metrics = StepMetrics(losses_B.mean().item(), grad_norm.item(), by_sigma, self.flops(kept))
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
             keys, positions = [w.key for w in windows], [w.position for w in windows]
             raise Diverged(
@@ -131,6 +132,13 @@ class Trainer:
     def kept(self) -> Kept:
         """The controls of this step: one draw for all its samples, so that all workers make the same pass and gather weights in step."""
         return draw_kept(self.config.objective, _generator("controls", self.config.seed, self.step), history=self.history_trains(self.step))
+
+    def flops(self, kept: Kept) -> float:
+        """Of a step, adapters' own left out. A frozen base needs no gradients of its weights: half the backward pass less."""
+        side = self.stream.frame_px // self.codec.factor // self.model.config.patch
+        forward = forward_flops(self.model.config, rows=side, columns=side, kept=kept, batch=self.config.batch_size)
+        frozen = forward.total - forward.temporal if self.config.tune == "lora" else 0
+        return training_flops(forward) - frozen
 
     def history_trains(self, step: int) -> bool:
         return self.model.config.history > 0 and step >= self.config.history_from_step
