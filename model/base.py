@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusers import SD3Transformer2DModel
@@ -36,6 +36,8 @@ def load_fitting(folder: Path, config: PortraitConfig) -> SD3Transformer2DModel:
     """
     base = load_base(folder)
     found = sized_as(config, base)
+    if found.position_grid == config.table_side:  # a table that was cut already is as good as a whole one
+        found = replace(found, position_grid=config.position_grid)
     apart = [f"{k} {v}, not {getattr(config, k)}" for k, v in vars(found).items() if v != getattr(config, k)]
     if apart:
         raise ValueError(f"base: {folder} is not of the size that `model` says: {'; '.join(apart)}; choose another `model` or `base`")

@@ -18,24 +18,19 @@ class StepMetrics(NamedTuple):
     loss: float
     grad_norm: float  # before clipping
     by_sigma: tuple[tuple[float, float], ...] = ()  # noise level and loss of each sample
+    flops: float = 0.0  # of the model's own arithmetic: what is computed again for lack of memory does not count
 
 
 class TrainLog:
-    """Averages since the record before. On resume, records after the checkpoint go: their steps are redone.
+    """Averages since the record before. On resume, records after the checkpoint go: their steps are redone."""
 
-    Args:
-        path: the file.
-        step: steps done so far.
-        flops_per_sample: of forward and backward pass; None leaves the rate out.
-    """
-
-    def __init__(self, path: Path, step: int, flops_per_sample: float | None = None) -> None:
+    def __init__(self, path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [r for r in read_log(path) if r["step"] <= step]
         partial = path.with_name(f".{path.name}")
         partial.write_text("".join(json.dumps(r) + "\n" for r in kept))
         partial.replace(path)
-        self._path, self._flops = path, flops_per_sample
+        self._path = path
         self._clear()
 
     def _clear(self) -> None:
@@ -52,18 +47,16 @@ class TrainLog:
     def write(self, step: int, *, lr: float) -> None:
         """`loss_sigma_25` is the loss at noise levels from 0.25 to 0.5, and so on; levels that did not occur are left out."""
         elapsed = time.perf_counter() - self._started
-        rate = self._samples / elapsed
         record = {
             "step": step,
             "loss": _mean([s.loss for s in self._steps]),
             "grad_norm": _mean([s.grad_norm for s in self._steps]),
             "lr": lr,
             "data_wait": round(self._waited_s / elapsed, 4),  # share of the time that the step waited for its batch
-            "samples_per_s": round(rate, 3),
+            "samples_per_s": round(self._samples / elapsed, 3),
+            "model_tflops_per_s": round(sum(s.flops for s in self._steps) / elapsed / 1e12, 6),
             "memory_gb": round(_memory_gb(), 3),
         }
-        if self._flops is not None:
-            record["model_tflops_per_s"] = round(rate * self._flops / 1e12, 4)
         for i, losses in sorted(self._by_bin().items()):
             record[f"loss_sigma_{100 * i // SIGMA_BINS:02d}"] = _mean(losses)
         with self._path.open("a") as f:

@@ -16,7 +16,7 @@ from model.adapters import add_adapters
 from model.base import BaseFolder, find_base, load_fitting
 from model.checkpoint import Checkpoints, Recipe, load_averages, load_model, load_recipe, load_trainer, save_model, save_trainer
 from model.codec import LatentCodec
-from model.controls import Controls, D, Kept, P
+from model.controls import Controls, Kept
 from model.cost import forward_flops, training_flops
 from model.ema import Ema
 from model.log import StepMetrics, TrainLog
@@ -81,7 +81,7 @@ class Trainer:
 
     def train(self) -> None:
         """Trains up to `config.steps`; logs, saves, and draws the sheet."""
-        log = TrainLog(self.config.out / LOG_NAME, self.step, self.flops_per_sample())
+        log = TrainLog(self.config.out / LOG_NAME, self.step)
         remaining = max(self.config.steps - self.step, 0)
         if remaining:
             (self.config.out / SHEET_NAME).unlink(missing_ok=True)  # of fewer steps
@@ -100,12 +100,6 @@ class Trainer:
         if self.config.sheet.steps:
             self.draw_sheet()
 
-    def flops_per_sample(self) -> float:
-        """Of forward and backward pass, with all controls that this run ever shows."""
-        side = self.stream.frame_px // (self.codec.factor * self.model.config.patch)
-        kept = P if self.history_trains(self.config.steps - 1) else D
-        return float(training_flops(forward_flops(self.model.config, rows=side, columns=side, kept=kept)))
-
     def train_step(self, windows: list[Window]) -> StepMetrics:
         """One update: one forward pass, all samples of the step together.
 
@@ -117,12 +111,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         examples = [self.example(w) for w in windows]
         torch.manual_seed(_seed("dropout", self.config.seed, self.step))  # of adapters: the one draw that nobody can hand in
-        losses_B = self.losses(self.kept(), examples)
+        kept = self.kept()
+        losses_B = self.losses(kept, examples)
         losses_B.mean().backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm)
-        metrics = StepMetrics(
-            losses_B.mean().item(), grad_norm.item(), tuple(zip((e.sigma for e in examples), losses_B.tolist(), strict=True))
-        )
+        by_sigma = tuple(zip((e.sigma for e in examples), losses_B.tolist(), strict=True))
+        metrics = StepMetrics(losses_B.mean().item(), grad_norm.item(), by_sigma, self.flops(kept))
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
             keys, positions = [w.key for w in windows], [w.position for w in windows]
             raise Diverged(
@@ -139,6 +133,13 @@ class Trainer:
     def kept(self) -> Kept:
         """The controls of this step: one draw for all its samples, so that all workers make the same pass and gather weights in step."""
         return draw_kept(self.config.objective, _generator("controls", self.config.seed, self.step), history=self.history_trains(self.step))
+
+    def flops(self, kept: Kept) -> float:
+        """Of a step, adapters' own left out. A frozen base needs no gradients of its weights: half the backward pass less."""
+        side = self.stream.frame_px // self.codec.factor // self.model.config.patch
+        forward = forward_flops(self.model.config, rows=side, columns=side, kept=kept, batch=self.config.batch_size)
+        frozen = forward.total - forward.temporal if self.config.tune == "lora" else 0
+        return training_flops(forward) - frozen
 
     def history_trains(self, step: int) -> bool:
         return self.model.config.history > 0 and step >= self.config.history_from_step

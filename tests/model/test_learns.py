@@ -17,9 +17,10 @@ from pairset import INFO_TEMPLATE, write_pair_set
 from model import settings
 from model.controls import Controls
 from model.ema import EmaConfig
+from model.guidance import Guidance
 from model.objective import ObjectiveConfig
 from model.portrait_dit import TINY, no_text
-from model.sampling import Guidance, sample_window
+from model.sampling import SamplerConfig, sample_window
 from model.settings import SheetConfig, TrainConfig
 from model.stream import Window
 from model.trainer import Trainer
@@ -29,7 +30,7 @@ from stages.regions import REGIONS_FILE, RegionsStage
 
 CLIP, FRAMES, PORTRAIT = "sadtalker_WDA", 96, "aws_photo1_frontal"  # a woman who speaks and moves her head; a man with glasses
 WINDOWS, STEPS = 24, 360
-PLAIN = Guidance(source=1, driving=1, history=1)
+SAMPLER = SamplerConfig(steps=40, guidance=Guidance(source=1, driving=1, history=1))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def sampled(trainer: Trainer, windows: list[Window]) -> np.ndarray:
     )
     assert trainer.ema is not None
     with trainer.ema.swapped(trainer.model):
-        latents = sample_window(trainer.model, noise_BFCHW, no_text(TINY, len(windows)), controls, steps=40, guidance=PLAIN)
+        latents = sample_window(trainer.model, noise_BFCHW, no_text(TINY, len(windows)), controls, SAMPLER)
     return np.stack([trainer.codec.decode(x).numpy() for x in latents])
 
 

@@ -59,9 +59,9 @@ def test_what_was_read_is_not_read_again(tmp_path: Path) -> None:
 
 
 def test_a_record_says_how_fast_and_at_which_noise(tmp_path: Path) -> None:
-    log = TrainLog(tmp_path / "train.jsonl", 0, flops_per_sample=3e12)
-    log.add(StepMetrics(2.0, 1.0, ((0.1, 1.0), (0.9, 3.0))), samples=2)
-    log.add(StepMetrics(4.0, 1.0, ((0.8, 4.0), (1.0, 8.0))), samples=2)
+    log = TrainLog(tmp_path / "train.jsonl", 0)
+    log.add(StepMetrics(2.0, 1.0, ((0.1, 1.0), (0.9, 3.0)), 7e12), samples=2)
+    log.add(StepMetrics(4.0, 1.0, ((0.8, 4.0), (1.0, 8.0)), 5e12), samples=2)
     log.write(2, lr=0.1)
     log.add(StepMetrics(1.0, 1.0, ((0.3, 1.0),)), samples=1)
     log.write(3, lr=0.1)

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from pairset import members_of, write_pair_set
+from torch.utils.flop_counter import FlopCounterMode
 
+from model.adapters import LoraConfig
 from model.checkpoint import Checkpoints, Recipe, load_model, load_recipe, load_trainer
 from model.controls import P
 from model.guidance import Guidance
@@ -180,9 +183,18 @@ def test_the_log_says_what_a_step_took(config: TrainConfig) -> None:
     records = read_log(config.out / LOG_NAME)
     assert [r["step"] for r in records] == [2, 3, 4, 5]  # every second step, and at each checkpoint
     assert [r["lr"] for r in records] == [1e-3] * 4
-    always = {"step", "loss", "grad_norm", "lr", "data_wait", "samples_per_s", "memory_gb"}
+    always = {"step", "loss", "grad_norm", "lr", "data_wait", "samples_per_s", "model_tflops_per_s", "memory_gb"}
     assert all(set(r) - always <= {f"loss_sigma_{part}" for part in ("00", "25", "50", "75")} and always < set(r) for r in records)
-    assert all(0 <= r["data_wait"] <= 1 and r["samples_per_s"] > 0 and r["grad_norm"] > 0 for r in records)
+    assert all(0 <= r["data_wait"] <= 1 and min(r["samples_per_s"], r["grad_norm"], r["model_tflops_per_s"]) > 0 for r in records)
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_flops_are_those_of_a_counted_step(config: TrainConfig, tune: Literal["full", "lora"]) -> None:
+    config = replace(config, tune=tune, lora=LoraConfig(rank=1))
+    trainer = Trainer(replace(config, objective=ObjectiveConfig(dropout_chances=(0.0, 0.0, 0.0))))
+    with FlopCounterMode(display=False) as counter:
+        metrics = trainer.train_step(trainer.stream.batch(0, 2))
+    assert metrics.flops == pytest.approx(counter.get_total_flops(), rel=0.1)  # the codec's and what the counter knows nothing of
 
 
 def test_the_learning_rate_rises_and_is_what_the_optimizer_uses(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +248,14 @@ def test_previous_frames_are_seen_from_the_second_stage_on(config: TrainConfig) 
     trainer.train()
     assert seen == [False] * 4 + [True] * 2  # one pass a step
     expected = Recipe(
-        model=config.portrait(), codec="dct", frame_px=32, mask_dilation=config.mask_dilation, shift=3.0, history_trained=True, ema=True
+        model=config.portrait(),
+        codec="dct",
+        frame_px=32,
+        size_px=96,
+        mask_dilation=config.mask_dilation,
+        shift=3.0,
+        history_trained=True,
+        ema=True,
     )
     assert load_recipe(latest(config)) == expected
     assert not load_recipe(latest(config).with_name("step-000003")).history_trained
