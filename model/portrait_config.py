@@ -21,7 +21,9 @@ class PortraitConfig:
     head_dim: int = 32
     channels: int = 16  # of the latents
     patch: int = 2  # latent rows and columns per token
-    sample_size: int = 32  # latent side that the position table's scale refers to
+    # Latent side that the position table's scale refers to. At 32 neighbours of a small picture would be a third of a radian apart: too
+    # alike for a small model to learn within minutes which driving token belongs to which of its own.
+    sample_size: int = 192
     position_grid: int = 48  # side of the base's own position table, in tokens
     dual_layers: int = 2  # the first so many blocks have a second attention over image tokens alone
     text_dim: int = 32

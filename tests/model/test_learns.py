@@ -80,8 +80,7 @@ def mse(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.slow
 def test_it_learns_one_real_pair_and_follows_the_driving_regions(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # sample_size spreads the position table: as it is, the 4 x 4 tokens of so small a picture can hardly tell where they are
-    monkeypatch.setattr(settings, "TINY", replace(TINY, layers=2, dual_layers=0, heads=8, head_dim=16, sample_size=192))
+    monkeypatch.setattr(settings, "TINY", replace(TINY, layers=2, dual_layers=0, heads=8, head_dim=16))
     config = TrainConfig(
         shards=shards,
         out=tmp_path / "train",
