@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
@@ -45,6 +46,8 @@ class _Network:
         with silent_stderr():
             if self._solution is None:
                 self._solution = self._make()
+                # its graph holds callbacks that hold the graph: 50 MB and some threads would stay for as long as the process
+                weakref.finalize(self, self._solution.close).atexit = False
             else:
                 self._solution.reset()
             self._fresh = False

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
+
 import numpy as np
-from faceclips import moving_face, noise
+from faceclips import moving_face, noise, photograph
 from mediapipe.python.solutions.face_detection import FaceDetection
 from mediapipe.python.solutions.face_mesh import FaceMesh as TheirMesh
 
@@ -26,3 +29,21 @@ def test_points_and_boxes_are_those_of_mediapipes_own_interface() -> None:
         if detected:
             box = detected[0].location_data.relative_bounding_box
             np.testing.assert_allclose(detector(picture)[0, :2], [box.xmin * width, box.ymin * height], atol=1e-3)
+
+
+def test_what_is_let_go_takes_its_threads_and_memory_along() -> None:
+    """Stages of a run without Ray live in one process with all others of the day."""
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    picture = photograph("astronaut")
+    FaceMesh(static=True)(picture)
+    gc.collect()
+    before = threads()
+    mesh = FaceMesh(static=True)
+    mesh(picture)
+    assert threads() > before
+    del mesh
+    gc.collect()
+    assert threads() == before
