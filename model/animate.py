@@ -11,14 +11,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from model.checkpoint import Checkpoints, load_model, load_recipe
+from model.checkpoint import find_checkpoint, load_model, load_recipe
 from model.controls import Text
 from model.portrait_dit import PortraitConfig, no_text
 from model.sampling import SamplerConfig
 from model.vae import codec_of
 from model.windows import sample_windows
-
-_CHECKPOINTS, _RECIPE = "checkpoints", "portrait.json"  # of a training run, and of a checkpoint
 
 
 class Animator:
@@ -47,9 +45,13 @@ class Animator:
         self._codec = codec_of(self.recipe.codec, base or trained_from)
         try:
             self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            self._model = load_model(self.folder, base=base).eval().requires_grad_(False).to(self._device)
+            torch.empty(1, device=self._device)
         except (RuntimeError, AssertionError) as e:  # torch's words for a device that it does not know or have
             raise ValueError(f"device {device!r}: {e}; leave it out to have one chosen") from e
+        try:
+            self._model = load_model(self.folder, base=base).eval().requires_grad_(False).to(self._device)
+        except torch.OutOfMemoryError as e:
+            raise ValueError(f"{self.folder}: the model does not fit into the memory of {self._device}: {e}") from e
 
     def frames(
         self, source: np.ndarray, driving: Iterable[np.ndarray], config: SamplerConfig, *, seed: int, prompt: Text | None = None
@@ -91,16 +93,6 @@ def _parts(frames: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]
     rest = iter(frames)
     while part := list(islice(rest, size)):
         yield part
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The folder of a checkpoint: `path` itself, or the newest one of the training run `path`. Raises ValueError when there is none."""
-    if (path / _RECIPE).is_file():
-        return path
-    for root in (path, path / _CHECKPOINTS):
-        if latest := Checkpoints(root, keep=1).latest():
-            return latest
-    raise ValueError(f"{path}: holds no checkpoint; name OUT of `crosspair train`, or one of OUT/checkpoints/step-...")
 
 
 def read_prompt(path: Path, config: PortraitConfig) -> Text:

@@ -44,7 +44,7 @@ class Prepared:
 
     def __init__(self, model: PortraitDiT, sigmas: Sequence[float]) -> None:
         self._model = model
-        self._sigmas = {sigma: k for k, sigma in enumerate(sigmas)}
+        self._sigmas = {sigma: k for k, sigma in enumerate(dict.fromkeys(sigmas))}  # two may be one float
         self._told: dict[int, tuple[Text, list[Modulation]]] = {}  # the text too, or its id might become another's
         self._banks: dict[tuple[int, bool, bool], Bank] = {}
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -31,9 +30,11 @@ from model.adapters import LoraConfig, add_adapters, load_adapters, merge_adapte
 from model.base import BaseFolder, find_base, load_fitting
 from model.ema import Ema
 from model.portrait_dit import PortraitConfig, PortraitDiT
+from model.sd35 import load_base
 from schemas.config import parse_config
 from schemas.files import flush_to_disk
 
+CHECKPOINTS_NAME = "checkpoints"  # in a training run's folder
 _LATEST, _CONFIG, _TRAINER = "latest", "portrait.json", "trainer.pt"
 _BASE, _LORA, _TEMPORAL, _EMA = "transformer", "lora", "temporal.safetensors", "ema"
 
@@ -102,7 +103,7 @@ def load_model(folder: Path, *, ema: bool | None = None, merge: bool = True, bas
         untouched = load_fitting(_same_base(recipe.base, base, folder), recipe.model)
     else:
         with _naming(folder):
-            untouched = SD3Transformer2DModel.from_pretrained((weights if recipe.lora is None else folder) / _BASE)
+            untouched = load_base((weights if recipe.lora is None else folder) / _BASE)
     model = PortraitDiT(recipe.model, untouched)
     if recipe.lora is not None:
         add_adapters(model.base, recipe.lora)
@@ -124,7 +125,7 @@ def load_averages(folder: Path, ema: Ema, model: PortraitDiT) -> None:
         if recipe.lora is not None:
             load_adapters(model.base, weights / _LORA)
         else:
-            model.base.load_state_dict(SD3Transformer2DModel.from_pretrained(weights / _BASE).state_dict())
+            model.base.load_state_dict(load_base(weights / _BASE).state_dict())
         model.temporal.load_state_dict(load_file(weights / _TEMPORAL))
 
 
@@ -136,8 +137,10 @@ def export_merged(checkpoint: Path, out: Path, *, ema: bool | None = None, base:
     """
     if out.exists():
         raise ValueError(f"{out}: is there already; choose another folder")
-    model = load_model(checkpoint, ema=ema, base=base)
-    save_model(model, replace(load_recipe(checkpoint), ema=False, lora=None), out)
+    model, partial = load_model(checkpoint, ema=ema, base=base), out.with_name(f".partial-{out.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_model(model, replace(load_recipe(checkpoint), ema=False, lora=None), partial)
+    _put(partial, out)
 
 
 def _same_base(trained_on: BaseFolder, moved: Path | None, folder: Path) -> Path:
@@ -173,7 +176,27 @@ def _naming(folder: Path) -> Iterator[None]:
 
 
 def _remedy(root: Path) -> str:
+    if not (root / _LATEST).is_file():  # none of a training run's: an export, say
+        return "make it again"
     return f"write the name of an older one into {root / _LATEST}, or delete {root} to start over"
+
+
+def _put(partial: Path, folder: Path) -> None:
+    """Gives a written folder its name. All is on the disk: a power cut cannot leave a pointer to a name that never reached it."""
+    for path in [*partial.rglob("*"), partial]:
+        flush_to_disk(path)
+    partial.replace(folder)
+    flush_to_disk(folder.parent)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder of a checkpoint: `path` itself, or the newest one of the training run `path`. Raises ValueError when there is none."""
+    if (path / _CONFIG).is_file():
+        return path
+    for root in (path, path / CHECKPOINTS_NAME):
+        if latest := Checkpoints(root, keep=1).latest():
+            return latest
+    raise ValueError(f"{path}: holds no checkpoint; name OUT of `crosspair train`, or one of OUT/checkpoints/step-...")
 
 
 class Checkpoints:
@@ -204,10 +227,7 @@ class Checkpoints:
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
-        for path in [*partial.rglob("*"), partial]:
-            flush_to_disk(path)
-        partial.replace(folder)
-        flush_to_disk(self.root)  # or a power cut could leave a pointer to a name that never reached the disk
+        _put(partial, folder)
         pointer = self.root / f".{_LATEST}"
         pointer.write_text(folder.name)
         flush_to_disk(pointer)

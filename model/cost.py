@@ -70,8 +70,12 @@ def forward_flops(
     batch: int = 1,
     frames: int | None = None,
     text_tokens: int | None = None,
+    attention: bool = True,
 ) -> Flops:
-    """Of the pass in which the controls `kept` are given, each frame `rows` x `columns` tokens large."""
+    """Of the pass in which the controls `kept` are given, each frame `rows` x `columns` tokens large.
+
+    `attention`: False leaves out products of queries, keys and values in the blocks, so that products with weights remain.
+    """
     d, b, f = config.width, batch, config.frames if frames is None else frames
     text = config.text_tokens if text_tokens is None else text_tokens
     s, patch = rows * columns, 2 * config.channels * config.patch**2 * d
@@ -92,11 +96,11 @@ def forward_flops(
         dual, last = i < config.dual_layers, i == config.layers - 1
         vectors = b * _vectors(dual, last) * 2 * d * d
         read = controls if config.frozen_controls else 0
-        video += vectors + b * f * _block(d, s + controls - read, text, read, dual=dual, last=last)
+        video += vectors + b * f * _block(d, s + controls - read, text, read, dual=dual, last=last, attention=attention)
         if read:
-            bank += vectors + b * banked_frames * _block(d, controls, text, 0, dual=dual, last=last)
+            bank += vectors + b * banked_frames * _block(d, controls, text, 0, dual=dual, last=last, attention=attention)
         if p and not last:
-            history += vectors + b * p * _block(d, s, text, 0, dual=dual, last=last)
+            history += vectors + b * p * _block(d, s, text, 0, dual=dual, last=last, attention=attention)
     return Flops(video, history, b * config.layers * _temporal(config, s, f, p), bank)
 
 
@@ -110,12 +114,12 @@ def _vectors(dual: bool, last: bool) -> int:
     return (9 if dual else 6) + (2 if last else 6)
 
 
-def _block(d: int, x: int, text: int, read: int, *, dual: bool, last: bool) -> int:
+def _block(d: int, x: int, text: int, read: int, *, dual: bool, last: bool, attention: bool) -> int:
     """Of a block on x image tokens and the text of one frame, which also attend to `read` tokens given from before."""
     image = x * (4 + 8 + 4 * dual) * 2 * d * d
     context = text * (3 + 9 * (not last)) * 2 * d * d
-    attention = 4 * d * ((x + text) * (x + text + read) + dual * x * (x + read))
-    return image + context + attention
+    attended = 4 * d * ((x + text) * (x + text + read) + dual * x * (x + read))
+    return image + context + attended * attention
 
 
 def _temporal(config: PortraitConfig, s: int, f: int, p: int) -> int:

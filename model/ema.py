@@ -42,12 +42,6 @@ class Ema:
         shards = [_local(averages[name]) for name in weights]
         torch._foreach_lerp_(shards, [_local(p.detach()) for p in weights.values()], 1 - self.config.decay_at(updates))
 
-    @torch.no_grad()
-    def load(self, model: nn.Module) -> None:
-        """Takes the parameters of `model` as the averages."""
-        for name, p in _trained(model).items():
-            _local(self.averages[name]).copy_(_local(p.detach()))
-
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
         """In the body `model` has the averages for weights; afterwards its own again, bit for bit."""

@@ -21,8 +21,8 @@ class Guidance:
     u sees no control, s the source, d the driving frames too, and p the previous frames too. Defaults are the paper's (section 4).
 
     Attributes:
-        from_sigma, to_sigma: at noise levels beyond these v = p, one pass instead of four. Not in the paper; Kynkaanniemi et al.
-            ("Applying Guidance in a Limited Interval", 2024) find that guidance does its work at the levels in the middle.
+        from_sigma, to_sigma: at noise levels beyond these v = p, one pass instead of four, prompt or not. Not in the paper; Kynkaanniemi
+            et al. ("Applying Guidance in a Limited Interval", 2024) find that guidance does its work at the levels in the middle.
         text: strength of a prompt, where one is given: adds text (t - u), where t sees the prompt and no control.
         control_strength: 0..1, what all controls together weigh against the prompt: the terms of source, driving and history are multiplied
             by it. It is the dial of Stable Video Portraits (Ostrek and Thies, 2024, figure 3): the lower, the more the face becomes the
@@ -68,7 +68,7 @@ def terms(guidance: Guidance, sigma: float, *, history: bool, prompt: bool) -> l
     if k != 1 and not prompt:
         raise ValueError(f"guidance.control_strength is {k}: it weighs the controls against a prompt, and there is none")
     if not g.from_sigma <= sigma <= g.to_sigma:
-        g = replace(g, source=1.0, driving=1.0, history=1.0)
+        g, k = replace(g, source=1.0, driving=1.0, history=1.0, text=0.0), 1.0
     text, last = g.text if prompt else 0.0, g.history if history else 0.0
     every = (
         Term(U, False, 1 - text - k * g.source),

@@ -64,7 +64,8 @@ class SamplerConfig:
     shift: float = 3.0  # of the noise levels; that of the model's training
     guidance: Guidance = field(default_factory=Guidance)
     branches: Branches = "sequential"
-    precision: Literal["float32", "bfloat16"] = "float32"  # that the network computes in; what is summed up over steps is float32
+    # That the network computes in, by default bfloat16 on a GPU and float32 on a CPU; what is summed up over steps is float32.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     temporal: TemporalDenoising = field(default_factory=TemporalDenoising)
 
     def __post_init__(self) -> None:
@@ -115,8 +116,9 @@ def sample_window(
     x_BFCHW = noise_BFCHW
     sigmas = noise_levels(config.steps, shift=config.shift).tolist()
     prepared = Prepared(model, sigmas[:-1]) if isinstance(model, PortraitDiT) else None
+    half = config.precision == "bfloat16" or (config.precision == "auto" and x_BFCHW.is_cuda)
     for step, (sigma, below) in enumerate(pairwise(sigmas)):
-        with torch.autocast(x_BFCHW.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with torch.autocast(x_BFCHW.device.type, torch.bfloat16, enabled=half):
             v_BFCHW = guided_velocity(
                 model, x_BFCHW, sigma, text, controls, config.guidance, prompt=prompt, branches=config.branches, prepared=prepared
             )

@@ -17,7 +17,7 @@ from model.positions import position_table
 _REMEDY = (
     "give the folder of a Stable Diffusion 3.5 Medium in diffusers' layout, or its `transformer/`: config.json and "
     "diffusion_pytorch_model*.safetensors, as "
-    "`huggingface-cli download stabilityai/stable-diffusion-3.5-medium --include 'transformer/*' --local-dir FOLDER` makes it"
+    "`hf download stabilityai/stable-diffusion-3.5-medium --include 'transformer/*' --local-dir FOLDER` makes it"
 )
 
 

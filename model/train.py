@@ -15,12 +15,12 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from model.checkpoint import Checkpoints, load_trainer
+from model.checkpoint import CHECKPOINTS_NAME, Checkpoints, load_trainer
 from model.log import LogFollower, read_log
 from model.sd35 import read_sizes, transformer_folder
 from model.settings import TrainConfig
 from model.stream import ShardStream, find_pair_set
-from model.trainer import CHECKPOINTS_NAME, LOG_NAME, SHEET_NAME, Diverged, Trainer, check_resumable
+from model.trainer import LOG_NAME, SHEET_NAME, Diverged, Trainer, check_resumable
 from schemas.config import load_config
 
 _log = logging.getLogger(__name__)

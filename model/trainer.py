@@ -6,6 +6,7 @@ import json
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,17 @@ from torch import Tensor
 
 from model.adapters import add_adapters
 from model.base import BaseFolder, find_base, load_fitting
-from model.checkpoint import Checkpoints, Recipe, load_averages, load_model, load_recipe, load_trainer, save_model, save_trainer
+from model.checkpoint import (
+    CHECKPOINTS_NAME,
+    Checkpoints,
+    Recipe,
+    load_averages,
+    load_model,
+    load_recipe,
+    load_trainer,
+    save_model,
+    save_trainer,
+)
 from model.codec import LatentCodec
 from model.controls import Controls, Kept
 from model.cost import forward_flops, training_flops
@@ -30,7 +41,7 @@ from schemas.ids import digest
 
 # Shape suffixes: B batch, F frames of the window, P previous frames, C latent channels, H W latent rows and columns.
 
-LOG_NAME, SHEET_NAME, CHECKPOINTS_NAME = "train.jsonl", "sheet.png", "checkpoints"
+LOG_NAME, SHEET_NAME = "train.jsonl", "sheet.png"
 
 
 class Example(NamedTuple):
@@ -135,11 +146,11 @@ class Trainer:
         return draw_kept(self.config.objective, _generator("controls", self.config.seed, self.step), history=self.history_trains(self.step))
 
     def flops(self, kept: Kept) -> float:
-        """Of a step, adapters' own left out. A frozen base needs no gradients of its weights: half the backward pass less."""
+        """Of a step, adapters' own left out. A frozen base needs no gradients of its weights: half of what they cost backwards less."""
         side = self.stream.frame_px // self.codec.factor // self.model.config.patch
-        forward = forward_flops(self.model.config, rows=side, columns=side, kept=kept, batch=self.config.batch_size)
-        frozen = forward.total - forward.temporal if self.config.tune == "lora" else 0
-        return training_flops(forward) - frozen
+        of_pass = partial(forward_flops, self.model.config, rows=side, columns=side, kept=kept, batch=self.config.batch_size)
+        weights = of_pass(attention=False) if self.config.tune == "lora" else None
+        return training_flops(of_pass()) - (weights.total - weights.temporal if weights else 0)
 
     def history_trains(self, step: int) -> bool:
         return self.model.config.history > 0 and step >= self.config.history_from_step

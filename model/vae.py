@@ -37,9 +37,15 @@ class VaeCodec:
         if not (folder / _SUBFOLDER / "config.json").is_file():
             raise ValueError(f"{folder}: holds no {_SUBFOLDER}/config.json; name a folder of SD3.5 in diffusers' layout")
         try:
-            vae = AutoencoderKL.from_pretrained(folder / _SUBFOLDER, local_files_only=True, torch_dtype=torch.float32)
+            vae, found = AutoencoderKL.from_pretrained(
+                folder / _SUBFOLDER, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
+            )
         except (OSError, ValueError, RuntimeError, SafetensorError) as e:
             raise ValueError(f"{folder / _SUBFOLDER}: no whole AutoencoderKL: {e}; fetch it again") from e
+        if found["missing_keys"]:
+            raise ValueError(
+                f"{folder / _SUBFOLDER}: no whole AutoencoderKL: {sorted(found['missing_keys'])[:3]} are missing; fetch it again"
+            )
         self._vae = vae.eval().requires_grad_(False)
         self._scale, self._shift = float(vae.config.scaling_factor), float(vae.config.shift_factor or 0.0)
         self.channels: int = vae.config.latent_channels

@@ -4,15 +4,19 @@ is made of its answers.
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.config import VideoConfig
+from pipeline.config import RunConfig, VideoConfig
+from pipeline.face_networks import with_face_networks
 from pipeline.film import Sound, sound_of, write_film
 from schemas.config import parse_config
 from schemas.ids import source_id
@@ -25,6 +29,7 @@ from schemas.units import Clip, SourceFile
 from schemas.video import resized
 from stages.encode import encode_png
 from stages.faces import TARGET, TRACK, Faces, FacesConfig, read_track
+from stages.identity import IdentityConfig
 from stages.ingest import TIMING, Ingest, IngestConfig, Timing, frame_map
 from stages.media import decode
 from stages.outputs import Outputs
@@ -55,7 +60,11 @@ def animate_config(overrides: Sequence[str], *, fps: int, size_px: int) -> Anima
         ValueError: an unknown key or a wrong value.
     """
     defaults = {"video": {"fps": fps, "size_px": size_px}, "faces": {"max_clip_s": _LONGEST_S}}
-    return parse_config(AnimateConfig, defaults, overrides, where="animate")
+    config = parse_config(AnimateConfig, defaults, overrides, where="animate")
+    if config.faces.engine != "insightface":
+        return config
+    run = RunConfig(run="", clips="", faces=config.faces, identity=IdentityConfig(from_pack=False))
+    return replace(config, faces=with_face_networks(run, Path()).faces)
 
 
 @dataclass(frozen=True)
@@ -188,37 +197,52 @@ def animate(job: Animation, overrides: Sequence[str], watcher: Watcher) -> None:
         ValueError: whatever the user can mend, of checkpoint, inputs or settings.
     """
     from model.animate import Animator, read_prompt  # torch and the networks, for those who ask for them
+    from model.checkpoint import find_checkpoint, load_recipe
     from model.sampling import SamplerConfig
 
-    own, sampler = (
-        [o for o in overrides if not o.startswith(_SAMPLER)],
-        [o.removeprefix(_SAMPLER) for o in overrides if o.startswith(_SAMPLER)],
-    )
-    job.out.parent.mkdir(parents=True, exist_ok=True)
-    video, still = job.out.with_suffix(".driving.mp4"), job.out.with_suffix(".source.png")
-    for written in (job.out, video, still):
-        if written.resolve() in (job.source.resolve(), job.driving.resolve()):
-            raise ValueError(f"--out {job.out}: {written} would be written over, and is what the film is made of; choose another name")
-    animator = Animator(job.checkpoint, base=job.base, device=job.device)
-    recipe = animator.recipe
+    own = [o for o in overrides if not o.startswith(_SAMPLER)]
+    sampler = [o.removeprefix(_SAMPLER) for o in overrides if o.startswith(_SAMPLER)]
+    recipe = load_recipe(find_checkpoint(job.checkpoint))
     config = animate_config(own, fps=recipe.fps, size_px=recipe.size_px)
     sampling = parse_config(SamplerConfig, {"shift": recipe.shift}, sampler, where="sampler")
     prompt = None if job.prompt is None else read_prompt(job.prompt, recipe.model)
     if prompt is None and sampling.guidance.control_strength != 1:
         raise ValueError("the strength of controls is weighed against a prompt: give a --prompt, or leave --strength at 1")
-    with tempfile.TemporaryDirectory(prefix="crosspair-") as name:
+    if job.out.is_dir():
+        raise ValueError(f"--out {job.out}: is a folder; name the mp4 to write")
+    video, still = job.out.with_suffix(".driving.mp4"), job.out.with_suffix(".source.png")
+    for written in (job.out, video, still):
+        if written.resolve() in (job.source.resolve(), job.driving.resolve()):
+            raise ValueError(f"--out {job.out}: {written} would be written over, and is what the film is made of; choose another name")
+    with _failing_as(job.out), tempfile.TemporaryDirectory(prefix="crosspair-") as name:
         scratch = Path(name)
+        job.out.parent.mkdir(parents=True, exist_ok=True)
         watcher.say(f"looking for the faces in {job.source} and {job.driving}")
         shown = prepare(job.source, job.driving, scratch, config, recipe)
         watcher.say(f"driving: {shown.frames} frames, {shown.span}")
+        animator = Animator(job.checkpoint, base=job.base, device=job.device)
         if not animator.history:
             watcher.say("this model was not trained with previous frames: windows are made without them, and seams may show")
+        label = f"synthetic; crosspair {version('crosspair')} animate, checkpoint {animator.folder.name}, seed {job.seed}"
         if job.show:
-            write_film(video, shown.driving(), shown.fps, recipe.frame_px, None, scratch)
+            write_film(video, shown.driving(), shown.fps, recipe.frame_px, None, scratch, label=label)
             still.write_bytes(encode_png(shown.source))
         watcher.step("animate", shown.frames)
         frames = _told(animator.frames(shown.source, shown.driving(), sampling, seed=job.seed, prompt=prompt), watcher)
-        write_film(job.out, frames, shown.fps, recipe.frame_px, shown.sound, scratch)
+        write_film(job.out, frames, shown.fps, recipe.frame_px, shown.sound, scratch, label=label)
+
+
+@contextmanager
+def _failing_as(out: Path) -> Iterator[None]:
+    """What a disk or a slow ffmpeg does, in a sentence."""
+    try:
+        yield
+    except OSError as e:
+        raise ValueError(
+            f"--out {out}: {e.filename or tempfile.gettempdir()}: {e.strerror or e}; mend that, or choose another place"
+        ) from e
+    except subprocess.TimeoutExpired as e:
+        raise ValueError(f"--out {out}: ffmpeg took longer than {e.timeout:.0f} s") from e
 
 
 def _told(frames: Iterator[np.ndarray], watcher: Watcher) -> Iterator[np.ndarray]:

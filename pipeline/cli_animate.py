@@ -26,7 +26,7 @@ def animate(
         list[str] | None,
         typer.Option("--set", metavar="a.b=c", help="a value of sampler, video, faces or ingest, as sampler.branches=batched"),
     ] = None,
-    base: Annotated[Path | None, typer.Option(help="a folder of SD3.5, for models of its VAE's latents")] = None,
+    base: Annotated[Path | None, typer.Option(help="the folder of SD3.5 that the model was trained from, where it was moved")] = None,
     prompt: Annotated[Path | None, typer.Option(help="a prompt's embedding (safetensors: tokens, pooled) to morph the face by")] = None,
     strength: Annotated[float, typer.Option(help="0..1, of all controls against the prompt")] = 1.0,
     show_controls: Annotated[bool, typer.Option("--show-controls", help="writes beside OUT what the model was shown")] = False,

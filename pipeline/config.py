@@ -91,6 +91,10 @@ class RayConfig:
     workers: int = 0  # per stage; 0: one per CPU
     workers_per_gpu: int = 2  # of a stage that runs on GPUs: two keep one busy while frames are encoded
 
+    def __post_init__(self) -> None:
+        if self.mode == "local" and (self.address is not None or self.workers):
+            raise ValueError("ray.mode local has no workers and no cluster: leave ray.workers and ray.address out, or choose another mode")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:

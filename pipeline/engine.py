@@ -154,7 +154,8 @@ def build_engine(config: RunConfig) -> Reenactor:
     from stages.liveportrait_graphs import CPU, CUDA, choose_provider
 
     # On a Ray of our own the workers share this machine; on a cluster nobody knows how many are beside this one.
-    share = machine_cpus() // config.ray.workers if config.ray.workers and not config.ray.address else 1
+    workers = 1 if config.ray.mode == "local" else config.ray.workers
+    share = machine_cpus() // workers if workers and not config.ray.address else 1
     threads = settings.liveportrait.threads or max(1, share)
     provider, why = (CPU, "") if settings.liveportrait.provider == "cpu" else choose_provider()
     if settings.liveportrait.provider == "cuda" and provider != CUDA:

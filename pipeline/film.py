@@ -33,8 +33,9 @@ def sound_of(video: Path, scratch: Path, start_s: float, stop_s: float) -> Sound
     return Sound(path, start_s, stop_s - start_s) if found else None
 
 
-def write_film(path: Path, frames: Iterable[np.ndarray], fps: int, size_px: int, sound: Sound | None, scratch: Path) -> None:
+def write_film(path: Path, frames: Iterable[np.ndarray], fps: int, size_px: int, sound: Sound | None, scratch: Path, *, label: str) -> None:
     """Writes an mp4, whole or not at all: H.264 frames, and the sound as AAC where there is any. `path` may be there already.
+    `label` becomes the film's comment, which players show.
 
     Raises:
         ValueError: ffmpeg cannot write it.
@@ -49,6 +50,7 @@ def write_film(path: Path, frames: Iterable[np.ndarray], fps: int, size_px: int,
         raw = ffmpeg.input(f"file:{sound.path}", format="s16le", ar=_SOUND_HZ, ac=2, ss=sound.start_s, t=sound.seconds)
         streams.append(raw.audio.filter("apad", whole_dur=sound.seconds))  # a sound that ends early ends in silence
     how = {"vcodec": "copy", "acodec": "aac", "b:a": "160k", "format": "mp4", "movflags": "+faststart", "fflags": "+bitexact"}
+    how["metadata"] = f"comment={label}"
     film = ffmpeg.output(*streams, f"file:{partial.absolute()}", **how).global_args("-nostdin", "-loglevel", "error", "-y")
     command = film.compile(cmd=imageio_ffmpeg.get_ffmpeg_exe())
     try:

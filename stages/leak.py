@@ -40,6 +40,7 @@ _MOST_MOVEMENTS = 15  # of a ghost that are taken out
 _NEAR_FRAMES = 6  # frames that are nearer in time than this resemble each other
 _MOST_STRANGERS = 4
 _MOST_FLIPS = 4096
+_FEWEST_PERFORMERS = 6  # 2 of whose 64 parts lie outside all others
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Figure:
 
     Attributes:
         driving, puppet: mean correlation with A's frames, -1..1, of the driving pixels and of the control.
-        low, high: the control's 95 % confidence interval over performers.
+        low, high: the control's 95 % confidence interval over performers; NaN for fewer than six.
         real: the same of B's real footage; NaN where no B performs.
         p: of the driving pixels telling no more of A than the control does, by swapping the two per performer.
         told, told_puppet, told_real: how often A's frames correlate better than frames of others, or of A at other times: 0.5 is chance.
@@ -168,7 +169,10 @@ def _mean(rows: np.ndarray) -> np.ndarray:
 
 def _interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
     """95 % of the means of parts of the values (P,): all parts while they are few (Hartigan 1969, "Using subsample values as typical
-    values"). Right for any P where values lie alike on both sides of the truth, as the flip test is; a bootstrap of few is too narrow."""
+    values"). Right where values lie alike on both sides of the truth, as the flip test is; a bootstrap of few is too narrow. Fewer than
+    _FEWEST_PERFORMERS have no such interval: NaN."""
+    if len(values) < _FEWEST_PERFORMERS:
+        return float("nan"), float("nan")
     if 2 ** len(values) <= _MOST_FLIPS:
         parts = np.array(list(product((0, 1), repeat=len(values))))[1:]
     else:

@@ -12,8 +12,8 @@ from faceclips import moving_face, photograph, write_clip
 from pairset import members_of, write_pair_set
 from safetensors.torch import save_file
 
-from model.animate import Animator, find_checkpoint, read_prompt
-from model.checkpoint import Checkpoints, Recipe, save_model
+from model.animate import Animator, read_prompt
+from model.checkpoint import Checkpoints, Recipe, find_checkpoint, save_model
 from model.codec import DctCodec
 from model.controls import Controls
 from model.guidance import Guidance
@@ -163,7 +163,7 @@ def test_the_model_is_shown_what_training_showed_it(tmp_path: Path) -> None:
     image = tmp_path / "still.png"
     image.write_bytes(encode_png(photograph("hopper")))
     scratch = tmp_path / "scratch"
-    shown = prepare(image, video, scratch, animate_config(["video.size_px=96"]), frame_px=64, mask_dilation=0.03)
+    shown = prepare(image, video, scratch, animate_config([], fps=25, size_px=96), replace(RECIPE, frame_px=64, mask_dilation=0.03))
     (target,) = scratch.glob("faces-0/*.target.mp4")
     _, regions = RegionFinder()(frame.rgb for frame in decode(target))
     members = members_of("k", shown.frames, tmp_path) | {DRIVING: target.read_bytes(), REGIONS_MEMBER: regions.encode()}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model import checkpoint
 from model.checkpoint import Checkpoints, Recipe, load_model, load_recipe, load_trainer, save_model, save_trainer
@@ -147,3 +148,22 @@ def test_a_missing_checkpoint_says_what_to_do(saved: Path, pointed: str) -> None
 def test_a_recipe_is_that_of_its_model(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         save_model(PortraitDiT(CONFIG), replace(RECIPE, model=replace(CONFIG, frames=3)), tmp_path)
+
+
+def test_weights_are_all_there_safe_and_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pickle in their place, none left out, and nothing that the Hub might have under a relative name."""
+    model = PortraitDiT(CONFIG)
+    save_model(model, RECIPE, tmp_path / "model")
+    weights = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    save_file({k: v for k, v in state.items() if k != "proj_out.weight"}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing.*proj_out\.weight.*make it again"):
+        load_model(tmp_path / "model")
+    weights.unlink()
+    torch.save(state, weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_model(tmp_path / "model")
+    shutil.rmtree(weights.parent)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no model in diffusers' layout"):
+        load_model(Path("model"))

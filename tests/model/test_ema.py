@@ -67,11 +67,6 @@ def test_lent_to_the_model_and_taken_back() -> None:
     assert all(torch.equal(v, averages[k]) for k, v in ema.averages.items())
     assert [p.data_ptr() for p in model.parameters()] == places
 
-    other = Ema(EmaConfig(decay=0.9), net())
-    with ema.swapped(model):
-        other.load(model)
-    assert all(torch.equal(v, averages[k]) for k, v in other.averages.items())
-
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_shards_average_as_the_whole_does(rank: int) -> None:

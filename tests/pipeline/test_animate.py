@@ -76,6 +76,8 @@ def test_a_film_is_as_long_as_its_driving_clip_and_has_its_sound(film: tuple[Pat
     spectrum = np.abs(np.fft.rfft(sound_of(path)[0, 2000 : 2000 + HZ]))
     assert abs(np.argmax(spectrum) - 440) <= 2
     assert f"driving: {FRAMES} frames, 0.00 s to {FRAMES / FPS:.2f} s" in said
+    with av.open(str(path)) as container:
+        assert container.metadata["comment"].startswith("synthetic; crosspair ")
 
 
 def test_controls_lie_beside_the_film_and_follow_the_face(film: tuple[Path, str]) -> None:
@@ -141,6 +143,8 @@ def test_without_a_face_the_file_and_the_remedy_are_named(world: Path, tmp_path:
         (["--set", "vidio.fps=30"], "did you mean 'video'"),
         (["--strength", "0.5"], "give a --prompt"),
         (["--steps", "0"], "steps must be at least 1"),
+        (["--out", "."], "is a folder; name the mp4"),
+        (["--set", "faces.engine=insightface", "--set", "faces.pack=nowhere"], "faces.pack:"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_anything_is_looked_at(

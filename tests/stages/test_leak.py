@@ -173,6 +173,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(people: int) -> None:
     rng = np.random.default_rng(0)
     ends = np.array([_interval(rng.normal(0.3, 1, people), rng) for _ in range(600)])
     assert 0.93 < ((ends[:, 0] <= 0.3) & (ends[:, 1] >= 0.3)).mean() < 0.975
+    assert np.isnan(_interval(rng.normal(0.3, 1, 5), rng)).all(), "five have none"
 
 
 def test_a_lamp_that_is_switched_is_nobodys_looks() -> None:
