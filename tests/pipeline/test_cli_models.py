@@ -103,7 +103,7 @@ def test_what_users_can_mend_is_one_line(tmp_path: Path, args: list[str], senten
     assert done.returncode == 2 and done.stderr.startswith(sentence) and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_killed_export_goes_through_when_run_again(tmp_path: Path) -> None:
     official, out = write_official(tmp_path / "pth"), tmp_path / "onnx"
     args = ("export", official, "--to", out, "--side", SIDE)

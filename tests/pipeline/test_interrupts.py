@@ -176,6 +176,7 @@ def test_an_interrupt_waits_for_what_must_not_be_broken_off() -> None:
     assert heard == ["whole", "whole"]
 
 
+@pytest.mark.slow
 def test_a_second_run_stops_and_what_a_killed_one_leaves_does_not_block(finished: Finished, world: World) -> None:
     """The workers outlive the driver, held by SIGSTOP, and wake up in the middle of the next run."""
     config, root = configured(world, "contended")

@@ -21,6 +21,7 @@ from schemas.config import parse_config  # noqa: E402
 _BOUND_S = 500.0  # it takes a fifth of that on two idle CPUs
 
 
+@pytest.mark.slow
 def test_twenty_mutants_and_all_hostile_files_break_no_promise() -> None:
     """In a process of its own, so that it starts and stops a Ray of its own."""
     environment = {**os.environ, "PYTHONPATH": str(REPO)}

@@ -299,7 +299,7 @@ def small_disk(tmp_path: Path) -> Iterator[Disk]:
     disk.close()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_run_on_a_disk_that_fills_again_and_again_ends_with_the_same_bytes(small_disk: Disk, finished: Finished, world: World) -> None:
     """It fills while clips are cut, while videos are rendered, and while shards are packed."""
     root = small_disk.folder / "run"
@@ -343,7 +343,7 @@ def without_roots_rights() -> None:
             assert ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_folders_that_may_not_be_written_stop_the_run_one_after_the_other(copied: Path, finished: Finished, world: World) -> None:
     """In a run that has the last stage and the shards before it."""
     for folder in ("artifacts/regions", "ledger/regions", "shards/meshwarp"):

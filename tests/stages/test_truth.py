@@ -128,7 +128,7 @@ def test_more_pairs_are_accepted(more: Stage, pair: str) -> None:
     must_be_accepted(more, pair)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("pair", MORE_PAIRS)
 def test_the_same_faults_are_told_in_more_pairs(more: Stage, pair: str, fault: str) -> None:
