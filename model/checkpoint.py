@@ -1,20 +1,21 @@
-"""Checkpoints: a folder each, written whole or not at all; the weights in diffusers' layout, so that others can read them.
+"""Checkpoints: a folder each, written whole or not at all; and exports, in diffusers' layout, which others can read.
 
 CHECKPOINTS/latest                       the name of the newest folder, replaced last
-CHECKPOINTS/step-000100/transformer/     the base: `SD3Transformer2DModel.from_pretrained(FOLDER, subfolder="transformer")`
-CHECKPOINTS/step-000100/lora/            or what LoRA adds to it: `StableDiffusion3Pipeline.load_lora_weights(FOLDER / "lora")`
-CHECKPOINTS/step-000100/temporal.safetensors
-CHECKPOINTS/step-000100/ema/             the averages of whatever is trained, in the same files
 CHECKPOINTS/step-000100/portrait.json    sizes, and what else sampling must know: the `Recipe`
-CHECKPOINTS/step-000100/trainer.pt       optimizer, step, stream position; loads with `weights_only=True`
+CHECKPOINTS/step-000100/trainer.json     step, place in the stream, settings
+CHECKPOINTS/step-000100/state/           weights, averages and moments, each worker's shards in a file: see `model.state`
 
-With LoRA the base stays as it was: named by folder and digest, or in transformer/ where there was no folder.
+EXPORT/portrait.json
+EXPORT/transformer/                      the base: `SD3Transformer2DModel.from_pretrained(EXPORT, subfolder="transformer")`
+EXPORT/lora/                             or what LoRA adds to it: `StableDiffusion3Pipeline.load_lora_weights(EXPORT / "lora")`
+EXPORT/temporal.safetensors              the temporal modules
+
+With LoRA the base stays as it was: named by folder and digest, or kept with the rest where there was no folder.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,21 +23,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model.adapters import LoraConfig, add_adapters, load_adapters, merge_adapters, save_adapters, without_adapters
 from model.base import BaseFolder, find_base, load_fitting
-from model.ema import Ema
 from model.portrait_dit import PortraitConfig, PortraitDiT
 from model.sd35 import load_base
+from model.state import EMA, MODEL, load, weights_of
+from model.workers import Workers
 from schemas.config import parse_config
 from schemas.files import flush_to_disk
 
 CHECKPOINTS_NAME = "checkpoints"  # in a training run's folder
-_LATEST, _CONFIG, _TRAINER = "latest", "portrait.json", "trainer.pt"
-_BASE, _LORA, _TEMPORAL, _EMA = "transformer", "lora", "temporal.safetensors", "ema"
+STATE = "state"  # in a checkpoint
+_LATEST, _CONFIG, _TRAINER = "latest", "portrait.json", "trainer.json"
+_BASE, _LORA, _TEMPORAL = "transformer", "lora", "temporal.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,93 +59,102 @@ class Recipe:
     base: BaseFolder | None = None  # None: training began with random weights
 
 
-def save_model(model: PortraitDiT, recipe: Recipe, folder: Path, ema: Ema | None = None) -> None:
-    assert recipe.model == model.config and recipe.ema == (ema is not None)
-    _save_trained(model, recipe, folder)
-    if recipe.lora is not None and recipe.base is None:
-        without_adapters(model.base).save_pretrained(folder / _BASE)
-    if ema is not None:
-        with ema.swapped(model):
-            _save_trained(model, recipe, folder / _EMA)
+def save_recipe(recipe: Recipe, folder: Path) -> None:
     (folder / _CONFIG).write_text(json.dumps(asdict(recipe), indent=2, sort_keys=True))
 
 
-def _save_trained(model: PortraitDiT, recipe: Recipe, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if recipe.lora is None:
-        model.base.save_pretrained(folder / _BASE)
-    else:
-        save_adapters(model.base, folder / _LORA)
-    save_file({k: v.contiguous() for k, v in model.temporal.state_dict().items()}, folder / _TEMPORAL)
-
-
 def load_recipe(folder: Path) -> Recipe:
-    """Raises ValueError when `folder` holds no checkpoint, or a damaged one."""
+    """Raises ValueError when `folder` holds no checkpoint and no export, or a damaged one."""
     with _naming(folder):
         return parse_config(Recipe, json.loads((folder / _CONFIG).read_text()), where=_CONFIG)
 
 
 def load_model(folder: Path, *, ema: bool | None = None, merge: bool = True, base: Path | None = None) -> PortraitDiT:
-    """The model of a checkpoint, on the CPU.
+    """The model of a checkpoint or an export, on the CPU.
 
     Args:
-        folder: the checkpoint.
+        folder: the checkpoint, or the export.
         ema: its averages, or the weights as they were; None: the averages where there are any, which is what to sample with.
         merge: adds adapters to the weights; else they stay apart, to be trained on.
         base: where the base now lies that adapters were trained on, if it was moved.
 
     Raises:
-        ValueError: `folder` holds no checkpoint, or a damaged one; no averages though asked for; another base than it was trained on.
+        ValueError: `folder` holds neither, or a damaged one; no averages though asked for; another base than it was trained on.
     """
     recipe = load_recipe(folder)
     if ema and not recipe.ema:
-        raise ValueError(f"{folder}: holds no averages; it was trained with `ema: null`")
-    weights = folder / _EMA if recipe.ema and ema is not False else folder
-    if recipe.lora is not None and recipe.base is not None:
-        untouched = load_fitting(_same_base(recipe.base, base, folder), recipe.model)
-    else:
-        with _naming(folder):
-            untouched = load_base((weights if recipe.lora is None else folder) / _BASE)
-    model = PortraitDiT(recipe.model, untouched)
-    if recipe.lora is not None:
-        add_adapters(model.base, recipe.lora)
-    with _naming(folder):
-        if recipe.lora is not None:
-            load_adapters(model.base, weights / _LORA)
-        model.temporal.load_state_dict(load_file(weights / _TEMPORAL))
+        raise ValueError(f"{folder}: holds no averages; it was trained with `ema: null`, or is an export")
+    model = _load_state(folder, recipe, ema, base) if (folder / STATE).is_dir() else _load_export(folder, recipe, base)
     if merge:
         merge_adapters(model.base)
-    for tensor in (*model.parameters(), *model.buffers()):  # into fresh memory: in the mapped file they lie unaligned, and the last
-        tensor.data = tensor.data.clone()  # bits of a sum depend on that; and the file may be replaced under a mapping
     return model.train()
 
 
-def load_averages(folder: Path, ema: Ema, model: PortraitDiT) -> None:
-    """Into `ema`, which averages the `model` of the same checkpoint. Raises ValueError when they are damaged."""
-    recipe, weights = load_recipe(folder), folder / _EMA
-    with _naming(folder), ema.swapped(model):
+def _load_state(folder: Path, recipe: Recipe, ema: bool | None, base: Path | None) -> PortraitDiT:
+    elsewhere = recipe.base if recipe.lora is not None else None  # where the part is that was not trained
+    model = PortraitDiT(recipe.model, load_fitting(same_base(elsewhere, base, folder), recipe.model) if elsewhere else None)
+    if recipe.lora is not None:
+        add_adapters(model.base, recipe.lora)
+    state = weights_of(model, frozen=elsewhere is None)
+    if recipe.ema and ema is not False:
+        averaged = {MODEL + name for name, p in model.named_parameters() if p.requires_grad}
+        state = {EMA + k.removeprefix(MODEL) if k in averaged else k: tensor for k, tensor in state.items()}
+    with _naming(folder):
+        load(state, folder / STATE, Workers())
+    return model
+
+
+def _load_export(folder: Path, recipe: Recipe, base: Path | None) -> PortraitDiT:
+    if recipe.lora is not None and recipe.base is not None:
+        untouched = load_fitting(same_base(recipe.base, base, folder), recipe.model)
+    else:
+        with _naming(folder):
+            untouched = load_base(folder / _BASE)
+    model = PortraitDiT(recipe.model, untouched)
+    with _naming(folder):
         if recipe.lora is not None:
-            load_adapters(model.base, weights / _LORA)
-        else:
-            model.base.load_state_dict(load_base(weights / _BASE).state_dict())
-        model.temporal.load_state_dict(load_file(weights / _TEMPORAL))
+            add_adapters(model.base, recipe.lora)
+            load_adapters(model.base, folder / _LORA)
+        model.temporal.load_state_dict(load_file(folder / _TEMPORAL))
+    for tensor in (*model.parameters(), *model.buffers()):  # into fresh memory: in the mapped file they lie unaligned, and the last
+        tensor.data = tensor.data.clone()  # bits of a sum depend on that; and the file may be replaced under a mapping
+    return model
 
 
-def export_merged(checkpoint: Path, out: Path, *, ema: bool | None = None, base: Path | None = None) -> None:
-    """Writes a checkpoint for sampling alone: one set of weights, adapters merged into the base; arguments as in `load_model`.
+def export(checkpoint: Path, out: Path, *, ema: bool | None = None, merge: bool = True, base: Path | None = None) -> None:
+    """Writes a checkpoint's model in diffusers' layout: one set of weights, nothing to go on training with.
+
+    Args:
+        checkpoint: or an export, whose adapters are to be merged.
+        out: a folder that is not there yet.
+        ema: as in `load_model`.
+        merge: adapters are merged into the base; else they are a file of their own, for whoever has the base.
+        base: as in `load_model`.
 
     Raises:
         ValueError: as `load_model`; `out` is there already.
     """
     if out.exists():
         raise ValueError(f"{out}: is there already; choose another folder")
-    model, partial = load_model(checkpoint, ema=ema, base=base), out.with_name(f".partial-{out.name}")
+    recipe, model = load_recipe(checkpoint), load_model(checkpoint, ema=ema, merge=merge, base=base)
+    partial = out.with_name(f".partial-{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    save_model(model, replace(load_recipe(checkpoint), ema=False, lora=None), partial)
+    save_export(model, replace(recipe, ema=False, lora=None if merge else recipe.lora), partial)
     _put(partial, out)
 
 
-def _same_base(trained_on: BaseFolder, moved: Path | None, folder: Path) -> Path:
+def save_export(model: PortraitDiT, recipe: Recipe, folder: Path) -> None:
+    assert recipe.model == model.config and not recipe.ema
+    folder.mkdir(parents=True, exist_ok=True)
+    if recipe.lora is not None:
+        save_adapters(model.base, folder / _LORA)
+    if recipe.lora is None or recipe.base is None:
+        (model.base if recipe.lora is None else without_adapters(model.base)).save_pretrained(folder / _BASE)
+    save_file({k: v.contiguous() for k, v in model.temporal.state_dict().items()}, folder / _TEMPORAL)
+    save_recipe(recipe, folder)
+
+
+def same_base(trained_on: BaseFolder, moved: Path | None, folder: Path) -> Path:
     """Raises ValueError when it is gone, or not the base that the adapters were trained on."""
     path = Path(trained_on.folder) if moved is None else moved
     try:
@@ -155,15 +166,17 @@ def _same_base(trained_on: BaseFolder, moved: Path | None, folder: Path) -> Path
     return path
 
 
-def save_trainer(state: dict[str, Any], folder: Path) -> None:
-    """`state` holds tensors, numbers, strings and containers of them, nothing else."""
-    torch.save(state, folder / _TRAINER)
+def save_progress(progress: dict[str, Any], folder: Path) -> None:
+    (folder / _TRAINER).write_text(json.dumps(progress, indent=2, sort_keys=True))
 
 
-def load_trainer(folder: Path, *, peek: bool = False) -> dict[str, Any]:
-    """`peek` maps the file instead of reading it: cheap where only the numbers in it are wanted. Raises ValueError when it is damaged."""
+def load_progress(folder: Path) -> dict[str, Any]:
+    """Step, place in the stream and settings of a checkpoint. Raises ValueError when it is damaged, or made by an earlier version."""
+    if (folder / "trainer.pt").is_file():
+        raise ValueError(f"{folder}: made by an earlier version of crosspair; train on with that one, or choose another `out`")
     with _naming(folder):
-        return torch.load(folder / _TRAINER, map_location="cpu", weights_only=True, mmap=peek)
+        progress: dict[str, Any] = json.loads((folder / _TRAINER).read_text())
+        return progress
 
 
 @contextmanager
@@ -171,11 +184,12 @@ def _naming(folder: Path) -> Iterator[None]:
     """Whatever the readers of these files raise for damaged ones becomes a ValueError that says what to do."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as e:
-        raise ValueError(f"{folder}: not a whole checkpoint: {e}; {_remedy(folder.parent)}") from e
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as e:
+        raise ValueError(f"{folder}: not a whole checkpoint: {e}; {remedy(folder.parent)}") from e
 
 
-def _remedy(root: Path) -> str:
+def remedy(root: Path) -> str:
+    """What to do where a checkpoint below `root` is damaged."""
     if not (root / _LATEST).is_file():  # none of a training run's: an export, say
         return "make it again"
     return f"write the name of an older one into {root / _LATEST}, or delete {root} to start over"
@@ -212,22 +226,31 @@ class Checkpoints:
             return None
         name = pointer.read_text().strip()
         if not name or not (self.root / name).is_dir():
-            raise ValueError(f"{pointer}: names {name!r}, which is not there; {_remedy(self.root)}")
+            raise ValueError(f"{pointer}: names {name!r}, which is not there; {remedy(self.root)}")
         return self.root / name
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Has `write` fill a new folder, then gives it its name, then points `latest` at it. A kill in between leaves the old one.
+        """Has `write` fill a new folder, then gives it its name, then points `latest` at it. A kill in between leaves the old one."""
+        write(self.begin(step))
+        return self.finish(step)
 
-        Folders above `step` are of a future that is being redone (a kill came before `latest` was replaced, or someone set it back),
-        so they go, and only after that is counted what to keep.
-        """
-        folder, partial = self.root / f"step-{step:06d}", self.root / f".partial-step-{step:06d}"
+    def begin(self, step: int) -> Path:
+        """A new folder to fill, nameless until `finish`."""
+        folder, partial = self._folder(step), self.partial(step)
         assert folder != self.latest(), "a step is saved once"
         for leftover in (*self.root.glob(".partial-*"), folder):
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
-        write(partial)
-        _put(partial, folder)
+        return partial
+
+    def finish(self, step: int) -> Path:
+        """Names the folder that `begin` made, and points `latest` at it.
+
+        Folders above `step` are of a future that is being redone (a kill came before `latest` was replaced, or someone set it back),
+        so they go, and only after that is counted what to keep.
+        """
+        folder = self._folder(step)
+        _put(self.partial(step), folder)
         pointer = self.root / f".{_LATEST}"
         pointer.write_text(folder.name)
         flush_to_disk(pointer)
@@ -238,3 +261,10 @@ class Checkpoints:
         for stale in step_of.keys() - set(past[-self.keep :]):
             shutil.rmtree(stale)
         return folder
+
+    def _folder(self, step: int) -> Path:
+        return self.root / f"step-{step:06d}"
+
+    def partial(self, step: int) -> Path:
+        """Where a checkpoint is while it is written."""
+        return self.root / f".partial-step-{step:06d}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 # Shape suffixes: B batch, F frames of the window, P previous frames (F' in the paper), C latent channels, H W latent rows and columns,
@@ -47,6 +48,9 @@ class Controls:
             driving_BFCHW=self.driving_BFCHW if kept.driving else None,
             history_BPCHW=self.history_BPCHW if kept.history else None,
         )
+
+    def to(self, dtype: torch.dtype) -> Controls:
+        return Controls(**{name: None if x is None else x.to(dtype) for name, x in vars(self).items()})
 
 
 class Text(NamedTuple):

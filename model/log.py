@@ -1,4 +1,4 @@
-"""OUT/train.jsonl: one JSON line per record, written by the worker and followed by whoever started it."""
+"""OUT/train.jsonl: one JSON line per record, written by the leading worker and followed by whoever started training."""
 
 from __future__ import annotations
 
@@ -6,23 +6,35 @@ import json
 import os
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 SIGMA_BINS = 4  # equal parts of 0..1
 
 
-class StepMetrics(NamedTuple):
+class Seen(NamedTuple):
+    """What became of one place in the stream."""
+
+    position: int
+    sample: str
+    sigma: float  # noise level; -1 where the sample could not be used
     loss: float
+
+
+class StepMetrics(NamedTuple):
+    loss: float  # mean over the samples that could be used; NaN where none could
     grad_norm: float  # before clipping
-    by_sigma: tuple[tuple[float, float], ...] = ()  # noise level and loss of each sample
+    seen: tuple[Seen, ...] = ()  # of all workers, in the stream's order
     flops: float = 0.0  # of the model's own arithmetic: what is computed again for lack of memory does not count
+    waited_s: float = 0.0  # for data, by the worker that waited longest
+    memory_gb: float = 0.0  # the most that a worker ever took
 
 
-class TrainLog:
-    """Averages since the record before. On resume, records after the checkpoint go: their steps are redone."""
+class JsonLines:
+    """A file of records that have a `step`. Those after `step` go as it is opened: their steps are redone."""
 
     def __init__(self, path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,54 +43,92 @@ class TrainLog:
         partial.write_text("".join(json.dumps(r) + "\n" for r in kept))
         partial.replace(path)
         self._path = path
+
+    def add(self, record: dict[str, Any]) -> None:
+        with self._path.open("a") as f:
+            f.write(json.dumps(record) + "\n")
+
+
+class TrainLog:
+    """Averages since the record before.
+
+    Args:
+        path: of the file.
+        step: that training goes on from.
+        peak_flops: what all accelerators together can do in a second; 0: not known.
+    """
+
+    def __init__(self, path: Path, step: int, *, peak_flops: float = 0.0) -> None:
+        self._lines, self._peak_flops = JsonLines(path, step), peak_flops
         self._clear()
 
     def _clear(self) -> None:
         self._steps: list[StepMetrics] = []
-        self._samples, self._waited_s, self._started = 0, 0.0, time.perf_counter()
+        self._started = time.perf_counter()
 
-    def waited(self, seconds: float) -> None:
-        self._waited_s += seconds
-
-    def add(self, metrics: StepMetrics, *, samples: int) -> None:
+    def add(self, metrics: StepMetrics) -> None:
         self._steps.append(metrics)
-        self._samples += samples
 
-    def write(self, step: int, *, lr: float) -> None:
-        """`loss_sigma_25` is the loss at noise levels from 0.25 to 0.5, and so on; levels that did not occur are left out."""
+    def write(self, step: int, *, lr: float) -> dict[str, Any] | None:
+        """Writes and returns a record; none while no sample could be used.
+
+        `loss_sigma_25` is the loss at noise levels from 0.25 to 0.5, and so on; levels that did not occur are left out.
+        """
+        seen = [s for metrics in self._steps for s in metrics.seen]
+        used = [s for s in seen if s.sigma >= 0]
+        trained = [s for s in self._steps if s.loss == s.loss]
+        if not trained:
+            return None
         elapsed = time.perf_counter() - self._started
+        flops = sum(s.flops for s in trained) / elapsed
         record = {
             "step": step,
-            "loss": _mean([s.loss for s in self._steps]),
-            "grad_norm": _mean([s.grad_norm for s in self._steps]),
+            "loss": _mean([s.loss for s in trained]),
+            "grad_norm": _mean([s.grad_norm for s in trained]),
             "lr": lr,
-            "data_wait": round(self._waited_s / elapsed, 4),  # share of the time that the step waited for its batch
-            "samples_per_s": round(self._samples / elapsed, 3),
-            "model_tflops_per_s": round(sum(s.flops for s in self._steps) / elapsed / 1e12, 6),
-            "memory_gb": round(_memory_gb(), 3),
+            "data_wait": round(sum(s.waited_s for s in self._steps) / elapsed, 4),  # share of the time that a step waited for its batch
+            "samples_per_s": round(len(used) / elapsed, 3),
+            "model_tflops_per_s": round(flops / 1e12, 6),
+            "memory_gb": round(max(s.memory_gb for s in self._steps), 3),
+            "skipped": len(seen) - len(used),  # samples that could not be used
         }
-        for i, losses in sorted(self._by_bin().items()):
+        if self._peak_flops:
+            record["mfu"] = round(flops / self._peak_flops, 4)
+        for i, losses in sorted(_by_bin(used).items()):
             record[f"loss_sigma_{100 * i // SIGMA_BINS:02d}"] = _mean(losses)
-        with self._path.open("a") as f:
-            f.write(json.dumps(record) + "\n")
+        self._lines.add(record)
         self._clear()
+        return record
 
-    def _by_bin(self) -> dict[int, list[float]]:
-        bins: dict[int, list[float]] = {}
-        for sigma, loss in (pair for s in self._steps for pair in s.by_sigma):
-            bins.setdefault(min(int(SIGMA_BINS * sigma), SIGMA_BINS - 1), []).append(loss)
-        return bins
+
+def _by_bin(used: Sequence[Seen]) -> dict[int, list[float]]:
+    bins: dict[int, list[float]] = {}
+    for seen in used:
+        bins.setdefault(min(int(SIGMA_BINS * seen.sigma), SIGMA_BINS - 1), []).append(seen.loss)
+    return bins
 
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _memory_gb() -> float:
+def memory_gb() -> float:
     """The most that was ever taken: of the accelerator's memory, or without one of this process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+# Dense bfloat16 operations a second, as the makers' data sheets have them.
+_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+
+
+def peak_flops(device: torch.device) -> float:
+    """Of one accelerator; 0 for a CPU and for those that are not listed."""
+    if device.type != "cuda":
+        return 0.0
+    name = torch.cuda.get_device_name(device)
+    return next((flops for known, flops in _PEAK_FLOPS.items() if known in name), 0.0)
 
 
 class LogFollower:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from model.branches import Branches, Denoiser, Prepared
 from model.controls import Controls, Text
@@ -115,7 +116,9 @@ def sample_window(
     """
     x_BFCHW = noise_BFCHW
     sigmas = noise_levels(config.steps, shift=config.shift).tolist()
-    prepared = Prepared(model, sigmas[:-1]) if isinstance(model, PortraitDiT) else None
+    prepared = None
+    if isinstance(model, PortraitDiT) and not isinstance(model, FSDPModule):  # a sharded one's weights are there in a pass only
+        prepared = Prepared(model, sigmas[:-1])
     half = config.precision == "bfloat16" or (config.precision == "auto" and x_BFCHW.is_cuda)
     for step, (sigma, below) in enumerate(pairwise(sigmas)):
         with torch.autocast(x_BFCHW.device.type, torch.bfloat16, enabled=half):

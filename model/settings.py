@@ -13,11 +13,15 @@ from model.codec import BLOCK_PX
 from model.controls import Dropped
 from model.ema import EmaConfig
 from model.objective import ObjectiveConfig
+from model.parallel import ParallelConfig
 from model.portrait_dit import SD35_MEDIUM, TINY, PortraitConfig
-from model.stream import StreamConfig
+from model.stream import ShardStream, StreamConfig, find_pair_set
 
 # These may differ between a run and the run that it resumes: they change no weight. `base` is found again by its digest.
-_FREE_ON_RESUME = {"shards", "out", "base", "steps", "checkpoint_every", "keep_checkpoints", "log_every", "sheet", "ray", "max_failures"}
+_FREE_ON_RESUME = {
+    *("shards", "out", "base", "steps", "checkpoint_every", "keep_checkpoints", "log_every", "log_samples", "sheet", "wandb"),
+    *("ray", "max_failures", "workers", "device", "loader", "micro_batch", "cache_dir", "cache_gb"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +30,31 @@ class SheetConfig:
 
     steps: int = 10  # of sampling; 0 makes no sheet
     rows: int = 4  # frames shown
+    every: int = 0  # steps of training between two more, as pictures and films in OUT/samples; 0: none
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.rows < 1:
-            raise ValueError(f"a sheet has at least 0 steps and 1 row, not {self.steps} and {self.rows}")
+        if self.steps < 0 or self.rows < 1 or self.every < 0:
+            raise ValueError(f"a sheet has at least 0 steps and 1 row, not {self.steps} and {self.rows}, and `every` is not negative")
+        if self.every and not self.steps:
+            raise ValueError("sheet.every needs sheet.steps, at least 1: how many steps of sampling a picture takes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How each worker reads. Changes no sample and no order."""
+
+    threads: int = 1  # that decode
+    ahead: int = 2  # batches that are read before they are asked for
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or self.ahead < 1:
+            raise ValueError(f"loader: threads and ahead must be at least 1, not {self.threads} and {self.ahead}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
     address: str | None = None  # null: a Ray of our own on this machine, stopped at the end
+    resize_check_s: float = 60.0  # between two looks for machines that came, where `workers` is a range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +90,8 @@ class TrainConfig:
     split: str = "train"
     steps: int = 100
     history_from_step: int = 0  # previous frames are dropped before this step: the paper's first stage, 40 000 of its 50 000 steps
-    batch_size: int = 1
+    batch_size: int = 1  # of all workers together: it stays what it is when their number changes
+    micro_batch: int | None = None  # samples that a worker passes through the network at once; None: its whole share of the batch
     lr: float = 1e-4
     warmup: int = 10  # steps over which the learning rate rises to `lr`
     lr_decay: Literal["constant", "linear", "cosine"] = "constant"  # how it falls afterwards, to reach `lr_end` with the last of `steps`
@@ -80,15 +101,22 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     seed: int = 0
     log_every: int = 1
+    log_samples: bool = False  # OUT/seen.jsonl: which samples each step was made of
+    wandb: str | None = None  # a project at Weights & Biases, beside TensorBoard's files
     checkpoint_every: int = 50
     keep_checkpoints: int = 3
     sheet: SheetConfig = field(default_factory=SheetConfig)
-    cpus: int = 1  # of the worker; how sums are split over threads changes their last bits, so it stays for the whole run
+    # Number of workers, or the least and the most: then Ray takes as many as there is room for, and more or fewer as machines come and go.
+    workers: int | tuple[int, int] = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # one accelerator for each worker; "auto": where this machine has one
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    cpus: int = 1  # of each worker; how sums are split over threads changes their last bits, so it stays for the whole run
     ray: RayConfig = field(default_factory=RayConfig)
     max_failures: int = 1  # times that a worker's death is answered by resuming
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "cpus", "frames", "frame_px")
+        positive = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "cpus", "frames", "frame_px", "micro_batch")
         for name in positive:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -102,9 +130,22 @@ class TrainConfig:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if not 0 <= self.lr_end <= self.lr:
             raise ValueError(f"lr_end must lie between 0 and lr ({self.lr}), not {self.lr_end}")
+        least, most = self.worker_range
+        if not 1 <= least <= most:
+            raise ValueError(f"workers: a number from 1 on, or the least and the most, not {self.workers}")
+        if most > self.batch_size:
+            raise ValueError(f"workers: {most} of them would share a batch of {self.batch_size}; raise batch_size, or take fewer")
         if self.codec == "vae" and self.base is None:
             raise ValueError("codec: vae needs `base`, a folder of SD3.5 with vae/ in it")
         self.portrait()  # refuses sizes that do not go together
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
+    def open_stream(self) -> ShardStream:
+        """The stream of `shards`, at its beginning; raises ValueError as `ShardStream` does."""
+        return ShardStream(find_pair_set(self.shards), self.stream())
 
     def portrait(self, frame_px: int | None = None) -> PortraitConfig:
         """The model's config, with as much of the position table as frames of this side need (None: of `self.frame_px`)."""
@@ -149,6 +190,7 @@ class TrainConfig:
         """The part that must not change when a run is resumed, as JSON has it. A learning rate that falls needs to know its end."""
         free = _FREE_ON_RESUME if self.lr_decay == "constant" else _FREE_ON_RESUME - {"steps"}
         fixed: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in free}, default=str))
+        fixed["parallel"] = {"precision": self.parallel.precision}
         return fixed
 
     def changes(self, before: dict[str, Any]) -> list[str]:

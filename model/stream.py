@@ -59,6 +59,13 @@ class Window:
     driving: np.ndarray  # (F, S, S, 3): eyes, nose and mouth of the driving frames, the rest black
 
 
+@dataclass(frozen=True)
+class BadSlot:
+    key: str
+    position: int
+    reason: str
+
+
 def find_pair_set(path: Path) -> Path:
     """A pair set's folder: `path` itself, or the only one of the run `path`. Raises ValueError when there is none, or more than one."""
     if (path / INDEX_NAME).is_file() or not (path / "shards").is_dir():
@@ -200,7 +207,7 @@ class Prefetch:
     Use as a context manager.
     """
 
-    def __init__(self, stream: ShardStream, size: int, *, rank: int, world: int) -> None:
+    def __init__(self, stream: ShardStream, size: int, *, rank: int, world: int, threads: int = 1, ahead: int = 2) -> None:
         self._stream, self._size, self._rank, self._world = stream, size, rank, world
         self._pool = ThreadPoolExecutor(1, "stream")
 

@@ -1,4 +1,4 @@
-"""`crosspair train`: the trainer under Ray Train, which starts the worker and starts it again from its checkpoint if it dies."""
+"""`crosspair train`: the trainer under Ray Train, which starts the workers and starts them again from their checkpoint if one dies."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from pathlib import Path
 
 import ray
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_preemption_info
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from model.checkpoint import CHECKPOINTS_NAME, Checkpoints, load_trainer
+from model.board import check_wandb
+from model.checkpoint import CHECKPOINTS_NAME, Checkpoints, load_progress
 from model.log import LogFollower, read_log
 from model.sd35 import read_sizes, transformer_folder
 from model.settings import TrainConfig
-from model.stream import ShardStream, find_pair_set
 from model.trainer import LOG_NAME, SHEET_NAME, Diverged, Trainer, check_resumable
+from model.workers import Workers
 from schemas.config import load_config
+from schemas.files import atomic_file
 
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, float]], None]
 _POLL_S = 0.5
-_REFUSED = "refused.txt"  # in `out`: why the worker gave up, where trying again would change nothing
+_REFUSED = "refused.txt"  # in `out`: why a worker gave up, where trying again would change nothing
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def train(config: TrainConfig, on_progress: Progress | None = None) -> TrainResu
     Raises:
         ValueError: shards that do not fit the config, a checkpoint of another run or a damaged one, a damaged sample, a loss that is
             no number.
-        ray.train.v2.api.exceptions.WorkerGroupError: the worker died more than `max_failures` times.
+        ray.train.WorkerGroupError: workers died more than `max_failures` times.
     """
     base = None if config.base is None else config.base.resolve()
     config = replace(config, shards=config.shards.resolve(), out=config.out.resolve(), base=base)  # Ray Train moves its workers elsewhere
@@ -72,7 +74,8 @@ def train(config: TrainConfig, on_progress: Progress | None = None) -> TrainResu
 
 def check(config: TrainConfig) -> int:
     """Steps done so far; finds out before any process is started what is wrong with shards, settings and checkpoint (ValueError)."""
-    stream = ShardStream(find_pair_set(config.shards), config.stream())
+    stream = config.open_stream()
+    check_wandb(config.wandb)
     config.check_frame_px(stream.frame_px)
     if config.base is not None:
         read_sizes(transformer_folder(config.base))
@@ -83,20 +86,29 @@ def check(config: TrainConfig) -> int:
     latest = Checkpoints(config.out / CHECKPOINTS_NAME, keep=config.keep_checkpoints).latest()
     if latest is None:
         return 0
-    state = load_trainer(latest, peek=True)
-    check_resumable(state, config, stream, latest)
-    return int(state["step"])
+    progress = load_progress(latest)
+    check_resumable(progress, config, stream, latest)
+    return int(progress["step"])
 
 
 def _work(loop_config: dict[str, TrainConfig]) -> None:
-    """Runs in the worker process. Ray would answer any exception with a fresh worker, so what it cannot mend is left in a file."""
+    """Runs in each worker's process. Ray answers any exception with fresh workers, so what they cannot mend is left in a file.
+
+    With several workers the others may be waiting for this one, so Ray has to end them, and starts all anew; then the file ends it.
+    """
     config = loop_config["config"]
+    refused = config.out / _REFUSED
+    if refused.is_file():
+        return
     torch.set_num_threads(config.cpus)
-    context = get_context()
+    workers = Workers.all()
     try:
-        Trainer(config, rank=context.get_world_rank(), world=context.get_world_size()).train()
+        Trainer(config, workers=workers, device=get_device()).train(lambda: get_preemption_info() is not None)
     except (ValueError, Diverged) as e:
-        (config.out / _REFUSED).write_text(str(e))
+        with atomic_file(refused) as f:
+            f.write(str(e).encode())
+        if workers.world > 1:
+            raise
 
 
 def _fit(config: TrainConfig) -> None:
@@ -104,18 +116,28 @@ def _fit(config: TrainConfig) -> None:
     storage, refused = config.out / "ray", config.out / _REFUSED
     storage.mkdir(parents=True, exist_ok=True)
     refused.unlink(missing_ok=True)
+    accelerated = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     trainer = TorchTrainer(
         _work,
         train_loop_config={"config": config},
-        torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": config.cpus}),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if accelerated else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=accelerated,
+            resources_per_worker={"CPU": config.cpus} | ({"GPU": 1} if accelerated else {}),
+            elastic_resize_monitor_interval_s=config.ray.resize_check_s,
+        ),
         run_config=RunConfig(
             name=f"attempt-{len(list(storage.iterdir())):03d}",
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except WorkerGroupError:
+        if not refused.is_file():
+            raise
     if refused.is_file():
         raise ValueError(refused.read_text())
 
@@ -127,10 +149,11 @@ def _ray(config: TrainConfig) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    cpus = config.cpus * config.worker_range[1] + 1
     if config.ray.address is not None:
         ray.init(address=config.ray.address, log_to_driver=False, logging_level=logging.ERROR)
     else:  # "local": our own even where RAY_ADDRESS is set or another Ray was left running
-        ray.init(address="local", num_cpus=config.cpus + 1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

@@ -1,58 +1,58 @@
-"""The training loop of one worker: `train_step` is one update, `train` the whole run, from its newest checkpoint on."""
+"""The training loop: `train_step` is one update by all workers together, `train` the whole run, from its newest checkpoint on."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from model.adapters import add_adapters
 from model.base import BaseFolder, find_base, load_fitting
+from model.board import Board
 from model.checkpoint import (
     CHECKPOINTS_NAME,
+    STATE,
     Checkpoints,
     Recipe,
-    load_averages,
-    load_model,
+    load_progress,
     load_recipe,
-    load_trainer,
-    save_model,
-    save_trainer,
+    remedy,
+    same_base,
+    save_progress,
+    save_recipe,
 )
 from model.codec import LatentCodec
-from model.controls import Controls, Kept
+from model.controls import Kept, Text
 from model.cost import forward_flops, training_flops
 from model.ema import Ema
-from model.log import StepMetrics, TrainLog
-from model.objective import draw_kept, draw_noise, noisy_history, velocity_loss
+from model.examples import Example, Examples, blank, losses, seed_of, seeded
+from model.log import JsonLines, Seen, StepMetrics, TrainLog, memory_gb, peak_flops
+from model.objective import draw_kept
+from model.parallel import spread
 from model.portrait_dit import PortraitDiT, no_text
 from model.settings import TrainConfig
-from model.sheet import write_sheet
-from model.stream import Prefetch, ShardStream, Window, find_pair_set
+from model.sheet import sample_shown, sheet, write_film, write_png
+from model.state import load, save, settled, training_state
+from model.stream import BadSlot, Prefetch, ShardStream, Window
 from model.vae import codec_of
-from schemas.ids import digest
+from model.workers import Workers
 
-# Shape suffixes: B batch, F frames of the window, P previous frames, C latent channels, H W latent rows and columns.
+# Shape suffixes: B batch.
 
-LOG_NAME, SHEET_NAME = "train.jsonl", "sheet.png"
-
-
-class Example(NamedTuple):
-    """A window as latents, and the noise drawn for it."""
-
-    source_CHW: Tensor
-    driving_FCHW: Tensor
-    history_PCHW: Tensor
-    target_FCHW: Tensor
-    sigma: float
-    noise_FCHW: Tensor
+LOG_NAME, SHEET_NAME, SAMPLES_NAME, SEEN_NAME = "train.jsonl", "sheet.png", "samples", "seen.jsonl"
+_ASK_EVERY = 10  # steps between two looks at whether a machine is to be taken away: all workers agree on the answer, which takes a moment
 
 
 class Diverged(RuntimeError):
@@ -60,59 +60,87 @@ class Diverged(RuntimeError):
 
 
 class Trainer:
-    """Everything one worker needs. What a step does depends only on the config, the shards and the step's number.
+    """What one of the workers needs. What a step does depends only on the config, the shards and the step's number.
+
+    Args:
+        config: the run. Its batch is that of all workers together.
+        workers: who trains together.
+        device: None: the CPU.
 
     Raises:
         ValueError: the shards do not fit the config, or `out` holds a run of another config or of other shards.
     """
 
-    def __init__(self, config: TrainConfig, *, rank: int = 0, world: int = 1, device: torch.device | None = None) -> None:
-        assert world == 1, "one worker for now: gradients are not averaged over workers yet"
+    def __init__(self, config: TrainConfig, *, workers: Workers | None = None, device: torch.device | None = None) -> None:
         torch.manual_seed(config.seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        self.config, self.rank, self.world, self.device = config, rank, world, device or torch.device("cpu")
-        self.stream = ShardStream(find_pair_set(config.shards), config.stream())
+        self.config, self.workers, self.device = config, workers or Workers(), device or torch.device("cpu")
+        if self.device.type == "cpu":
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        self.stream = config.open_stream()
         config.check_frame_px(self.stream.frame_px)
         self.codec: LatentCodec = codec_of(config.codec, config.base)
+        self.examples = Examples(self.codec, config.objective, config.seed, self.device)
         self.checkpoints = Checkpoints(config.out / CHECKPOINTS_NAME, keep=config.keep_checkpoints)
         self.step = self.position = 0
-        latest = self.checkpoints.latest()
+        latest = self.workers.gather(self.checkpoints.latest())[0]  # of all, whatever a shared disk shows to each
         if latest is None:
             self.base = None if config.base is None else find_base(config.base)
-            model = new_model(config, self.stream.frame_px)
+            self.model = new_model(config, self.stream.frame_px)
         else:
             self.base = _same_beginning(config, latest)
-            model = load_model(latest, ema=False, merge=False, base=config.base)
-        self.model = model.to(self.device)
+            self.model = resumed_model(config, self.stream.frame_px, latest)
+        self.model.to(self.device)
+        spread(self.model, config.parallel, self.workers.world, self.device)
+        self.text = self._text()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=config.lr, weight_decay=config.weight_decay)
         self.ema = None if config.ema is None else Ema(config.ema, self.model)
+        self._saving: tuple[int, Future[Any]] | None = None
         if latest is not None:
             self._resume(latest)
 
-    def train(self) -> None:
-        """Trains up to `config.steps`; logs, saves, and draws the sheet."""
-        log = TrainLog(self.config.out / LOG_NAME, self.step)
-        remaining = max(self.config.steps - self.step, 0)
-        if remaining:
-            (self.config.out / SHEET_NAME).unlink(missing_ok=True)  # of fewer steps
-        with Prefetch(self.stream, self.config.batch_size, rank=self.rank, world=self.world) as prefetch:
+    def train(self, leaving: Callable[[], bool] = lambda: False) -> None:
+        """Trains up to `config.steps`; logs, saves, and draws what is sampled.
+
+        Args:
+            leaving: asked now and then, by all workers at once: whether a machine is about to be taken away. Then a checkpoint is
+                written, and training goes on for as long as it can.
+        """
+        config = self.config
+        remaining = max(config.steps - self.step, 0)
+        diary = _Diary(config, self.step, self.workers.world * peak_flops(self.device)) if self.workers.leads else None
+        if remaining and diary is not None:
+            for drawn in (config.out / SHEET_NAME, (config.out / SHEET_NAME).with_suffix(".mp4")):  # of fewer steps
+                drawn.unlink(missing_ok=True)
+        saved_in_need = False
+        rank, world = self.workers.rank, self.workers.world
+        with Prefetch(
+            self.stream, config.batch_size, rank=rank, world=world, threads=config.loader.threads, ahead=config.loader.ahead
+        ) as prefetch:
             batches = prefetch.batches(self.position, remaining)
             for _ in range(remaining):
                 asked = time.perf_counter()
-                windows = next(batches)
-                log.waited(time.perf_counter() - asked)
-                log.add(self.train_step(windows), samples=self.config.batch_size)
-                saves = self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
-                if saves or self.step % self.config.log_every == 0:
-                    log.write(self.step, lr=self.config.learning_rate(self.step - 1))
+                slots = next(batches)
+                metrics = self.train_step(slots, waited_s=time.perf_counter() - asked)
+                saves = self.step % config.checkpoint_every == 0 or self.step == config.steps
+                if not saved_in_need and self.step % _ASK_EVERY == 0 and leaving():
+                    saves = saved_in_need = True
+                if diary is not None:
+                    diary.add(self.step, metrics, now=saves)
                 if saves:
-                    self.save()
-        if self.config.sheet.steps:
-            self.draw_sheet()
+                    self.save(wait=saved_in_need)
+                self.settle(wait=False)
+                if config.sheet.every and self.step % config.sheet.every == 0:
+                    self.draw(config.out / SAMPLES_NAME / f"step-{self.step:06d}.png", diary)
+        self.settle()
+        if config.sheet.steps:
+            self.draw(config.out / SHEET_NAME, diary)
+        if diary is not None:
+            diary.close()
 
-    def train_step(self, windows: list[Window]) -> StepMetrics:
-        """One update: one forward pass, all samples of the step together.
+    def train_step(self, slots: Sequence[Window | BadSlot], *, waited_s: float = 0.0) -> StepMetrics:
+        """One update from the batch of all workers, of which this one has `slots`. Each sample that can be used weighs the same; where
+        none can, weights stay as they are.
 
         Raises:
             Diverged: loss or gradient are not finite; the weights are as before the step.
@@ -120,34 +148,74 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        examples = [self.example(w) for w in windows]
-        torch.manual_seed(_seed("dropout", self.config.seed, self.step))  # of adapters: the one draw that nobody can hand in
+        windows = [s for s in slots if isinstance(s, Window)]
+        usable = sum(self.workers.gather(len(windows)))
         kept = self.kept()
-        losses_B = self.losses(kept, examples)
-        losses_B.mean().backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm)
-        by_sigma = tuple(zip((e.sigma for e in examples), losses_B.tolist(), strict=True))
-        metrics = StepMetrics(losses_B.mean().item(), grad_norm.item(), by_sigma, self.flops(kept))
-        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
-            keys, positions = [w.key for w in windows], [w.position for w in windows]
-            raise Diverged(
-                f"step {self.step}: non-finite loss ({metrics.loss}) or gradient ({metrics.grad_norm}); samples {keys}, "
-                f"positions {positions} of the stream. Look at these samples, or train with a lower `lr` into another `out`"
-            )
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.model, self.step)
+        losses = self._backward(windows, kept, usable) if usable else []
+        grad_norm = self._clip() if usable else 0.0
+        mine = [Seen(w.position, w.key, sigma, loss) for w, (sigma, loss) in zip(windows, losses, strict=True)]
+        mine += [Seen(s.position, s.key, -1.0, 0.0) for s in slots if isinstance(s, BadSlot)]
+        everyones = self.workers.gather((mine, waited_s, memory_gb()))
+        seen = tuple(sorted(s for theirs, _, _ in everyones for s in theirs))
+        metrics = StepMetrics(
+            loss=sum(s.loss for s in seen) / usable if usable else math.nan,
+            grad_norm=grad_norm,
+            seen=seen,
+            flops=self.flops(kept) if usable else 0.0,
+            waited_s=max(waited for _, waited, _ in everyones),
+            memory_gb=max(memory for _, _, memory in everyones),
+        )
+        if usable:
+            self._update(metrics)
         self.step += 1
         self.position += self.config.batch_size
         return metrics
 
+    def _backward(self, windows: Sequence[Window], kept: Kept, usable: int) -> list[tuple[float, float]]:
+        """Adds up gradients of the mean over all workers' `usable` samples; noise level and loss of each of this worker's.
+
+        Every worker makes as many passes as the one with the most samples, since all of them gather weights in each.
+        """
+        largest_share = -(-self.config.batch_size // self.workers.world)
+        at_once = min(self.config.micro_batch or largest_share, largest_share)
+        found: list[tuple[float, float]] = []
+        for first in range(0, largest_share, at_once):
+            examples = [self.examples(w) for w in windows[first : first + at_once]]
+            # Of adapters: the one draw that nobody can hand in.
+            torch.manual_seed(seed_of("dropout", self.config.seed, self.step, self.workers.rank, first))
+            losses_B = self.losses(kept, examples or [self._blank()])
+            # Sharded gradients come as the mean over workers.
+            (losses_B.sum() * (self.workers.world / usable * bool(examples))).backward()
+            found += zip((e.sigma for e in examples), losses_B.tolist(), strict=False)  # a blank one has no example
+        return found
+
+    def _clip(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm)
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+    def _update(self, metrics: StepMetrics) -> None:
+        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
+            raise Diverged(
+                f"step {self.step}: non-finite loss ({metrics.loss}) or gradient ({metrics.grad_norm}); samples "
+                f"{[s.sample for s in metrics.seen]}, positions {[s.position for s in metrics.seen]} of the stream. "
+                "Look at these samples, or train with a lower `lr` into another `out`"
+            )
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, self.step)
+
     def kept(self) -> Kept:
         """The controls of this step: one draw for all its samples, so that all workers make the same pass and gather weights in step."""
-        return draw_kept(self.config.objective, _generator("controls", self.config.seed, self.step), history=self.history_trains(self.step))
+        return draw_kept(self.config.objective, seeded("controls", self.config.seed, self.step), history=self.history_trains(self.step))
+
+    def losses(self, kept: Kept, examples: Sequence[Example]) -> Tensor:
+        """Of each example, float (B,)."""
+        text = Text(*(x.expand(len(examples), *x.shape[1:]) for x in self.text))
+        return losses(self.model, examples, kept, text, self.config.parallel.dtype)
 
     def flops(self, kept: Kept) -> float:
         """Of a step, adapters' own left out. A frozen base needs no gradients of its weights: half of what they cost backwards less."""
-        side = self.stream.frame_px // self.codec.factor // self.model.config.patch
+        side = self._side // self.model.config.patch
         of_pass = partial(forward_flops, self.model.config, rows=side, columns=side, kept=kept, batch=self.config.batch_size)
         weights = of_pass(attention=False) if self.config.tune == "lora" else None
         return training_flops(of_pass()) - (weights.total - weights.temporal if weights else 0)
@@ -155,43 +223,41 @@ class Trainer:
     def history_trains(self, step: int) -> bool:
         return self.model.config.history > 0 and step >= self.config.history_from_step
 
-    def example(self, window: Window) -> Example:
-        """Encodes a window and draws its noise, seeded by its place in the stream: the same on any worker."""
-        frames = torch.from_numpy(window.target), torch.from_numpy(window.driving), torch.from_numpy(window.source)[None]
-        target, driving, source = (self.codec.encode(f.to(self.device)) for f in frames)
-        history_PCHW, target_FCHW = target[: -len(driving)], target[-len(driving) :]
-        generator = _generator("noise", self.config.seed, window.position)
-        sigma, noise_FCHW = draw_noise(self.config.objective, target_FCHW.shape, generator)
-        history_PCHW = noisy_history(self.config.objective, history_PCHW, generator)
-        return Example(source[0], driving, history_PCHW, target_FCHW, sigma, noise_FCHW)
+    @property
+    def _side(self) -> int:
+        """Rows of a frame's latents."""
+        return self.stream.frame_px // self.codec.factor
 
-    def losses(self, kept: Kept, examples: list[Example]) -> Tensor:
-        """Of each example, float (B,)."""
-        target_BFCHW = torch.stack([e.target_FCHW for e in examples])
-        controls = Controls(
-            source_BCHW=torch.stack([e.source_CHW for e in examples]),
-            driving_BFCHW=torch.stack([e.driving_FCHW for e in examples]),
-            history_BPCHW=torch.stack([e.history_PCHW for e in examples]),
-        ).keep(kept)
-        sigma_B = torch.tensor([e.sigma for e in examples], device=self.device)
-        noise_BFCHW = torch.stack([e.noise_FCHW for e in examples]).to(self.device)
-        text = no_text(self.model.config, len(examples), device=self.device)
-        return velocity_loss(self.model, target_BFCHW, sigma_B, noise_BFCHW, text, controls)
+    def _blank(self) -> Example:
+        return blank(self.model, self._side, self.device)
 
-    def save(self) -> Path:
-        state = {
-            "step": self.step,
-            "position": self.position,
-            "stream": self.stream.digest,
-            "config": json.dumps(self.config.fixed(), sort_keys=True),
-            "optimizer": self.optimizer.state_dict(),
-        }
+    def _text(self) -> Text:
+        return no_text(self.model.config, 1, device=self.device)
 
-        def write(folder: Path) -> None:
-            save_model(self.model, self.recipe(), folder, self.ema)
-            save_trainer(state, folder)
+    def save(self, *, wait: bool = True) -> None:
+        """Writes a checkpoint: copies what changes, and does the rest beside the next steps unless told to `wait`."""
+        self.settle()
+        folder = self.checkpoints.partial(self.step)
+        if self.workers.leads:
+            self.checkpoints.begin(self.step)
+            save_recipe(self.recipe(), folder)
+            save_progress(
+                {"step": self.step, "position": self.position, "stream": self.stream.digest, "config": self.config.fixed()}, folder
+            )
+        self.workers.wait()  # for the folder
+        self._saving = self.step, save(self._state(), folder / STATE, self.workers)
+        if wait:
+            self.settle()
 
-        return self.checkpoints.save(self.step, write)
+    def settle(self, *, wait: bool = True) -> None:
+        """Gives the checkpoint that is being written its name, once it is; `wait`: until it is."""
+        if self._saving is None or not (wait or self._saving[1].done()):
+            return
+        step, written = self._saving
+        settled(written, self.checkpoints.partial(step))
+        if self.workers.leads:
+            self.checkpoints.finish(step)
+        self._saving = None
 
     def recipe(self) -> Recipe:
         return Recipe(
@@ -209,24 +275,64 @@ class Trainer:
             base=self.base,
         )
 
-    def _resume(self, folder: Path) -> None:
-        state = load_trainer(folder)
-        check_resumable(state, self.config, self.stream, folder)
-        self.step, self.position = state["step"], state["position"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None and load_recipe(folder).ema:  # a checkpoint from before there were averages has none
-            load_averages(folder, self.ema, self.model)
+    def _state(self) -> dict[str, Tensor]:
+        return training_state(self.model, self.optimizer, self.ema, frozen=self.base is None or self.config.tune == "full")
 
-    def draw_sheet(self) -> Path:
-        """Of the first window of the stream, so that sheets of one run show the same frames; sampled with the averages, if any."""
-        path = self.config.out / SHEET_NAME
-        sheet = self.config.sheet
-        shown, shift = self.stream.read(0), self.config.objective.shift
+    def _resume(self, folder: Path) -> None:
+        progress = load_progress(folder)
+        check_resumable(progress, self.config, self.stream, folder)
+        self.step, self.position = progress["step"], progress["position"]
+        try:
+            load(self._state(), folder / STATE, self.workers)
+        except ValueError as e:
+            raise ValueError(f"{folder}: not a whole checkpoint: {e}; {remedy(self.checkpoints.root)}") from e
+
+    def draw(self, path: Path, diary: _Diary | None) -> None:
+        """Samples the first window of the stream, so that pictures of one run show the same frames; with the averages, if any."""
+        config = self.config
+        window = _first_window(self.stream)
         self.model.eval()
         with nullcontext() if self.ema is None else self.ema.swapped(self.model):
-            write_sheet(path, self.model, self.codec, shown, steps=sheet.steps, rows=sheet.rows, seed=self.config.seed, shift=shift)
+            sampled = sample_shown(
+                *(self.model, self.codec, window, self.text),
+                steps=config.sheet.steps,
+                seed=config.seed,
+                shift=config.objective.shift,
+                precision="bfloat16" if config.parallel.precision == "bf16" else "float32",
+            )
         self.model.train()
-        return path
+        if diary is not None:
+            picture = sheet(window, sampled, rows=config.sheet.rows)
+            write_png(path, picture)
+            write_film(path.with_suffix(".mp4"), window, sampled, self.stream.fps)
+            diary.show(picture, self.step)
+
+
+class _Diary:
+    """What the leading worker writes down while training runs."""
+
+    def __init__(self, config: TrainConfig, step: int, peak: float) -> None:
+        self._config = config
+        self._log = TrainLog(config.out / LOG_NAME, step, peak_flops=peak)
+        self._seen = JsonLines(config.out / SEEN_NAME, step) if config.log_samples else None
+        self._board = Board(config.out, step, wandb=config.wandb, config=json.loads(json.dumps(asdict(config), default=str)))
+
+    def add(self, step: int, metrics: StepMetrics, *, now: bool) -> None:
+        """`now`: writes a record, though it is not its turn."""
+        self._log.add(metrics)
+        if self._seen is not None:
+            used = [s.sample if s.sigma >= 0 else None for s in metrics.seen]
+            self._seen.add({"step": step, "first": metrics.seen[0].position, "samples": used})
+        if now or step % self._config.log_every == 0:
+            record = self._log.write(step, lr=self._config.learning_rate(step - 1))
+            if record is not None:
+                self._board.numbers(record)
+
+    def show(self, picture: np.ndarray, step: int) -> None:
+        self._board.picture("sampled", picture, step)
+
+    def close(self) -> None:
+        self._board.close()
 
 
 def new_model(config: TrainConfig, frame_px: int) -> PortraitDiT:
@@ -238,6 +344,14 @@ def new_model(config: TrainConfig, frame_px: int) -> PortraitDiT:
     return model
 
 
+def resumed_model(config: TrainConfig, frame_px: int, checkpoint: Path) -> PortraitDiT:
+    """The model that a checkpoint's weights go into: only what was not trained is there already."""
+    began = load_recipe(checkpoint).base
+    if config.tune == "full" or began is None:
+        return new_model(replace(config, base=None, codec="dct"), frame_px)
+    return new_model(replace(config, base=same_base(began, config.base, checkpoint)), frame_px)
+
+
 def _same_beginning(config: TrainConfig, checkpoint: Path) -> BaseFolder | None:
     """What training began with; raises ValueError when the config says there was a base and there was none, or the other way round."""
     began = load_recipe(checkpoint).base
@@ -247,21 +361,21 @@ def _same_beginning(config: TrainConfig, checkpoint: Path) -> BaseFolder | None:
     return began
 
 
-def check_resumable(state: dict[str, Any], config: TrainConfig, stream: ShardStream, folder: Path) -> None:
+def check_resumable(progress: dict[str, Any], config: TrainConfig, stream: ShardStream, folder: Path) -> None:
     """Raises ValueError when a checkpoint was made with settings or shards that would make the rest another run."""
-    changed = config.changes(json.loads(state["config"]))
+    changed = config.changes(progress["config"])
     if changed:
         raise ValueError(f"{folder}: made with other settings: {', '.join(changed)}. Set them back, or choose another `out`")
-    if state["stream"] != stream.digest:
+    if progress["stream"] != stream.digest:
         raise ValueError(
             f"{folder}: made from other shards than {stream.folder} holds now, so its place in them means nothing; choose another `out`"
         )
 
 
-def _generator(*of: str | int) -> torch.Generator:
-    """The same draws whenever and wherever they are made for the same thing."""
-    return torch.Generator().manual_seed(_seed(*of))
-
-
-def _seed(*of: str | int) -> int:
-    return int(digest(*of), 16) % 2**63
+def _first_window(stream: ShardStream) -> Window:
+    """The first that can be read; raises ValueError when a hundred cannot."""
+    for position in range(100):
+        slot = stream.batch(position, 1)[0]
+        if isinstance(slot, Window):
+            return slot
+    raise ValueError(f"{stream.folder}: none of the first hundred samples can be read; `crosspair verify` says what is damaged")

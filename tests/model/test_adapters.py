@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from model.adapters import LoraConfig
 from model.base import find_base
-from model.checkpoint import Checkpoints, export_merged, load_model, load_recipe
+from model.checkpoint import Checkpoints, export, load_model, load_recipe
 from model.controls import Controls
 from model.log import read_log
 from model.portrait_dit import PortraitDiT, no_text
@@ -110,13 +110,13 @@ def test_diffusers_loads_the_adapter_with_its_scale(lora: TrainConfig, base_fold
 
 def test_merged_it_is_a_checkpoint_like_any_other(lora: TrainConfig, tmp_path: Path) -> None:
     run(lora)
-    export_merged(latest(lora), tmp_path / "merged")
+    export(latest(lora), tmp_path / "merged")
     recipe = load_recipe(tmp_path / "merged")
     assert recipe.lora is None and not recipe.ema and recipe.frame_px == 32
     torch.testing.assert_close(velocity(load_model(tmp_path / "merged")), velocity(load_model(latest(lora))))
     assert SD3Transformer2DModel.from_pretrained(tmp_path / "merged", subfolder="transformer").config.num_layers == recipe.model.layers
     with pytest.raises(ValueError, match="is there already"):
-        export_merged(latest(lora), tmp_path / "merged")
+        export(latest(lora), tmp_path / "merged")
 
 
 def test_a_base_without_a_folder_is_saved_untouched(lora: TrainConfig) -> None:

@@ -13,7 +13,7 @@ from pairset import members_of, write_pair_set
 from safetensors.torch import save_file
 
 from model.animate import Animator, read_prompt
-from model.checkpoint import Checkpoints, Recipe, find_checkpoint, save_model
+from model.checkpoint import Checkpoints, Recipe, find_checkpoint, save_export
 from model.codec import DctCodec
 from model.controls import Controls
 from model.guidance import Guidance
@@ -37,7 +37,7 @@ def write_checkpoint(folder: Path, recipe: Recipe = RECIPE) -> Path:
     net = PortraitDiT(recipe.model)
     torch.nn.init.normal_(net.temporal[0].out.weight, std=0.1)
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(net, recipe, folder)
+    save_export(net, recipe, folder)
     return folder
 
 

@@ -1,5 +1,6 @@
 """Checkpoints outlive a kill at any moment, and a damaged one says what to do."""
 
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import checkpoint
-from model.checkpoint import Checkpoints, Recipe, load_model, load_recipe, load_trainer, save_model, save_trainer
+from model import checkpoint, state
+from model.checkpoint import Checkpoints, Recipe, load_model, load_progress, load_recipe, save_export, save_progress, save_recipe
 from model.portrait_dit import PortraitConfig, PortraitDiT
+from model.workers import Workers
 
 CONFIG = PortraitConfig(layers=1, heads=2, head_dim=16, position_grid=12, sample_size=8, dual_layers=0, frames=2, history=1)
 RECIPE = Recipe(model=CONFIG, codec="dct", frame_px=32, mask_dilation=0.01, shift=3.0, history_trained=True)
@@ -101,28 +103,30 @@ def test_everything_is_on_the_disk_before_it_has_a_name(tmp_path: Path, monkeypa
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     def write(folder: Path) -> None:
-        save_model(PortraitDiT(CONFIG), RECIPE, folder)
-        save_trainer({"step": 1, "numbers": torch.arange(1000)}, folder)
+        save_recipe(RECIPE, folder)
+        save_progress({"step": 1}, folder)
+        state.save(state.weights_of(PortraitDiT(CONFIG), frozen=True), folder / "state", Workers()).result()
 
     return Checkpoints(tmp_path / "checkpoints", keep=1).save(1, write)
 
 
 def test_what_sampling_needs_lies_beside_the_weights(saved: Path) -> None:
     assert load_recipe(saved) == RECIPE
-    assert load_model(saved).config == CONFIG and load_trainer(saved)["step"] == 1
+    assert load_model(saved).config == CONFIG and load_progress(saved)["step"] == 1
 
 
-def test_weights_and_buffers_live_in_memory_of_their_own(saved: Path) -> None:
-    model = load_model(saved)
+def test_weights_and_buffers_live_in_memory_of_their_own(saved: Path, tmp_path: Path) -> None:
+    checkpoint.export(saved, tmp_path / "export")
+    model = load_model(tmp_path / "export")
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    for path in saved.rglob("*.safetensors"):
+    for path in (tmp_path / "export").rglob("*.safetensors"):
         size = path.stat().st_size
         with path.open("r+b") as f:  # in place, as a mapping would see it
             f.write(b"\xff" * size)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("file", ["portrait.json", "temporal.safetensors", "transformer/diffusion_pytorch_model.safetensors", "trainer.pt"])
+@pytest.mark.parametrize("file", ["portrait.json", "trainer.json", "state/.metadata", "state/__0_0.distcp"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_damaged_checkpoint_says_what_to_do(saved: Path, file: str, damage: str) -> None:
     path = saved / file
@@ -133,7 +137,7 @@ def test_a_damaged_checkpoint_says_what_to_do(saved: Path, file: str, damage: st
     with pytest.raises(
         ValueError, match=rf"step-000001: not a whole checkpoint.*older one into {saved.parent}/latest, or delete {saved.parent}"
     ):
-        load_trainer(saved, peek=True)
+        load_progress(saved)
         load_model(saved)
 
 
@@ -145,15 +149,49 @@ def test_a_missing_checkpoint_says_what_to_do(saved: Path, pointed: str) -> None
         Checkpoints(saved.parent, keep=1).latest()
 
 
+class Malice:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return exec, ("raise SystemExit('it ran')",)
+
+
+def test_a_table_of_tensors_that_is_more_is_not_unpickled(saved: Path) -> None:
+    (saved / "state" / ".metadata").write_bytes(pickle.dumps(Malice()))
+    with pytest.raises(ValueError, match=r"step-000001: not a whole checkpoint.*names builtins\.exec, which no checkpoint of ours does"):
+        load_model(saved)
+
+
+def test_checkpoints_of_earlier_versions_say_so(saved: Path) -> None:
+    (saved / "trainer.pt").touch()
+    with pytest.raises(ValueError, match="made by an earlier version"):
+        load_progress(saved)
+
+
+def test_what_is_saved_is_what_was_there_when_it_was_asked_for(tmp_path: Path) -> None:
+    tensors = {"model.a": torch.arange(1000.0), "model.b": torch.ones(())}
+    written = state.save(tensors, tmp_path / "state", Workers())
+    for tensor in tensors.values():
+        tensor.fill_(7)  # as the next step would
+    written.result()
+    back = {k: torch.empty_like(v) for k, v in tensors.items()}
+    state.load(back, tmp_path / "state", Workers())
+    assert torch.equal(back["model.a"], torch.arange(1000.0)) and back["model.b"] == 1
+    with pytest.raises(ValueError, match=r"Missing key.*model\.c"):
+        state.load({"model.c": torch.empty(1)}, tmp_path / "state", Workers())
+    with pytest.raises(ValueError, match="Size mismatch"):
+        state.load({"model.a": torch.empty(1)}, tmp_path / "state", Workers())
+
+
 def test_a_recipe_is_that_of_its_model(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
-        save_model(PortraitDiT(CONFIG), replace(RECIPE, model=replace(CONFIG, frames=3)), tmp_path)
+        save_export(PortraitDiT(CONFIG), replace(RECIPE, model=replace(CONFIG, frames=3)), tmp_path)
 
 
 def test_weights_are_all_there_safe_and_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No pickle in their place, none left out, and nothing that the Hub might have under a relative name."""
     model = PortraitDiT(CONFIG)
-    save_model(model, RECIPE, tmp_path / "model")
+    save_export(model, RECIPE, tmp_path / "model")
     weights = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
     save_file({k: v for k, v in state.items() if k != "proj_out.weight"}, weights, {"format": "pt"})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import Recipe, load_model, save_model
+from model.checkpoint import Recipe, load_model, save_export
 from model.controls import Dropped
 from model.portrait_config import SD35_MEDIUM, TINY, PortraitConfig
 from model.portrait_dit import PortraitDiT
@@ -51,7 +51,7 @@ def test_a_checkpoint_brings_every_choice_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     dit = PortraitDiT(UNUSUAL)
     recipe = Recipe(model=UNUSUAL, codec="dct", frame_px=32, mask_dilation=0.01, shift=3.0, history_trained=True)
-    save_model(dit, recipe, tmp_path)
+    save_export(dit, recipe, tmp_path)
     back = load_model(tmp_path)
     assert back.config == UNUSUAL
     assert all(torch.equal(value, back.state_dict()[name]) for name, value in dit.state_dict().items())

@@ -11,7 +11,7 @@ from pairset import members_of, write_pair_set
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.adapters import LoraConfig
-from model.checkpoint import Checkpoints, Recipe, load_model, load_recipe, load_trainer
+from model.checkpoint import Checkpoints, Recipe, export, load_model, load_progress, load_recipe
 from model.controls import P
 from model.guidance import Guidance
 from model.log import read_log
@@ -56,8 +56,11 @@ def test_three_steps_and_three_more_are_six(config: TrainConfig, tmp_path: Path)
     for name, average in straight.ema.averages.items():
         assert torch.equal(average, resumed.ema.averages[name]), name
     assert not torch.equal(straight.ema.averages["base.proj_out.bias"], straight.model.base.proj_out.bias)
-    for file in ("temporal.safetensors", "ema/temporal.safetensors"):
-        assert (latest(config) / file).read_bytes() == (latest(halves) / file).read_bytes()
+    moments = [[t.optimizer.state[p]["exp_avg_sq"] for p in t.trained] for t in (straight, resumed)]
+    assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
+    for ema in (True, False):
+        one, other = (load_model(latest(c), ema=ema).state_dict() for c in (config, halves))
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_kill_between_checkpoints_redoes_those_steps(config: TrainConfig, tmp_path: Path) -> None:
@@ -67,12 +70,12 @@ def test_a_kill_between_checkpoints_redoes_those_steps(config: TrainConfig, tmp_
     calls = 0
     step = trainer.train_step
 
-    def dies(windows: list) -> object:
+    def dies(windows: list, *, waited_s: float) -> object:
         nonlocal calls
         calls += 1
         if calls == 6:
             raise KeyboardInterrupt
-        return step(windows)
+        return step(windows, waited_s=waited_s)
 
     trainer.train_step = dies  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
@@ -86,19 +89,21 @@ def test_a_kill_between_checkpoints_redoes_those_steps(config: TrainConfig, tmp_
     assert losses(killed) == losses(config) and not partial.exists()
 
 
-def test_the_base_of_a_checkpoint_loads_in_diffusers(config: TrainConfig) -> None:
+def test_an_export_loads_in_diffusers(config: TrainConfig, tmp_path: Path) -> None:
     trainer = run(replace(config, steps=1))
-    base = SD3Transformer2DModel.from_pretrained(latest(config), subfolder="transformer")
+    export(latest(config), tmp_path / "own", ema=False)
+    base = SD3Transformer2DModel.from_pretrained(tmp_path / "own", subfolder="transformer")
     for name, value in base.state_dict().items():
         assert torch.equal(value, trainer.model.base.state_dict()[name])
-    averages = SD3Transformer2DModel.from_pretrained(latest(config) / "ema", subfolder="transformer")
+    export(latest(config), tmp_path / "averages")  # unless asked otherwise
+    averages = SD3Transformer2DModel.from_pretrained(tmp_path / "averages", subfolder="transformer")
     assert trainer.ema is not None
     assert torch.equal(averages.proj_out.weight, trainer.ema.averages["base.proj_out.weight"])
     assert not torch.equal(averages.proj_out.weight, base.proj_out.weight)
-    sampled_with = load_model(latest(config))  # the averages, unless asked otherwise
+    sampled_with = load_model(latest(config))
     assert sampled_with.config == config.portrait() and torch.equal(sampled_with.base.proj_out.weight, averages.proj_out.weight)
-    assert torch.equal(load_model(latest(config), ema=False).base.proj_out.weight, base.proj_out.weight)
-    assert {"step", "position", "stream", "optimizer", "config"} == set(load_trainer(latest(config)))
+    assert torch.equal(load_model(tmp_path / "averages").temporal[0].qkv.weight, sampled_with.temporal[0].qkv.weight)
+    assert {"step", "position", "stream", "config"} == set(load_progress(latest(config)))
 
 
 def test_old_checkpoints_go(config: TrainConfig) -> None:
@@ -148,12 +153,14 @@ def test_one_sample_is_learned_and_can_be_sampled(config: TrainConfig, tmp_path:
     assert (sampled - target).square().mean() < 0.25 * target.square().mean()
 
 
-def test_the_sheet_is_drawn_with_the_averages_and_leaves_no_trace(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sheet_is_drawn_with_the_averages_and_leaves_no_trace(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = run(replace(config, steps=2))
     own = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     drawn_with: list[torch.Tensor] = []
-    monkeypatch.setattr("model.trainer.write_sheet", lambda _, model, *__, **___: drawn_with.append(model.base.proj_out.weight.clone()))
-    trainer.draw_sheet()
+    monkeypatch.setattr("model.trainer.sample_shown", lambda model, *_, **__: drawn_with.append(model.base.proj_out.weight.clone()))
+    trainer.draw(tmp_path / "sheet.png", None)
     assert trainer.ema is not None and torch.equal(drawn_with[0], trainer.ema.averages["base.proj_out.weight"])
     assert all(torch.equal(v, own[k]) for k, v in trainer.model.state_dict().items())
 
@@ -162,7 +169,7 @@ def test_without_averages(config: TrainConfig, tmp_path: Path) -> None:
     """They change no weight, and a run goes on without them only if it began so."""
     plain = replace(config, steps=1, ema=None, out=tmp_path / "plain")
     assert torch.equal(run(plain).model.base.proj_out.weight, run(replace(config, steps=1)).model.base.proj_out.weight)
-    assert not load_recipe(latest(plain)).ema and not (latest(plain) / "ema").exists()
+    assert not load_recipe(latest(plain)).ema
     with pytest.raises(ValueError, match="holds no averages"):
         load_model(latest(plain), ema=True)
     with pytest.raises(ValueError, match=r"ema.decay \(was None, is 0.999\)"):
@@ -183,7 +190,7 @@ def test_the_log_says_what_a_step_took(config: TrainConfig) -> None:
     records = read_log(config.out / LOG_NAME)
     assert [r["step"] for r in records] == [2, 3, 4, 5]  # every second step, and at each checkpoint
     assert [r["lr"] for r in records] == [1e-3] * 4
-    always = {"step", "loss", "grad_norm", "lr", "data_wait", "samples_per_s", "model_tflops_per_s", "memory_gb"}
+    always = {"step", "loss", "grad_norm", "lr", "data_wait", "samples_per_s", "model_tflops_per_s", "memory_gb", "skipped"}
     assert all(set(r) - always <= {f"loss_sigma_{part}" for part in ("00", "25", "50", "75")} and always < set(r) for r in records)
     assert all(0 <= r["data_wait"] <= 1 and min(r["samples_per_s"], r["grad_norm"], r["model_tflops_per_s"]) > 0 for r in records)
 
@@ -209,13 +216,13 @@ def test_the_learning_rate_rises_and_is_what_the_optimizer_uses(config: TrainCon
 def test_previous_frames_can_be_noisy(config: TrainConfig) -> None:
     clean, noisy = (Trainer(replace(config, out=config.out / str(x), objective=ObjectiveConfig(history_noise=x))) for x in (0.0, 0.5))
     window = clean.stream.read(0)
-    a, b = clean.example(window), noisy.example(window)
-    assert torch.equal(b.history_PCHW, noisy.example(window).history_PCHW)
+    a, b = clean.examples(window), noisy.examples(window)
+    assert torch.equal(b.history_PCHW, noisy.examples(window).history_PCHW)
     noise = b.history_PCHW - a.history_PCHW
     assert 0 < noise.std() < 0.6 and abs(noise.mean()) < 0.1
     for name in ("source_CHW", "driving_FCHW", "target_FCHW", "noise_FCHW"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
-    levels = [(noisy.example(replace(window, position=i)).history_PCHW - a.history_PCHW).std() for i in range(8)]
+    levels = [(noisy.examples(replace(window, position=i)).history_PCHW - a.history_PCHW).std() for i in range(8)]
     assert max(levels) < 0.55 and min(levels) < 0.5 * max(levels)
 
 
@@ -223,7 +230,7 @@ def test_the_loss_is_the_mean_over_samples_whatever_their_number(config: TrainCo
     trainer = Trainer(replace(config, batch_size=3, max_grad_norm=1e9))
     windows = trainer.stream.batch(0, 3)
     with torch.no_grad():
-        alone = [float(trainer.losses(trainer.kept(), [trainer.example(w)])) for w in windows]
+        alone = [float(trainer.losses(trainer.kept(), [trainer.examples(w)])) for w in windows]
     metrics = trainer.train_step(windows)
     assert metrics.loss == pytest.approx(sum(alone) / 3, rel=1e-5) and len(set(alone)) == 3
 
@@ -231,14 +238,14 @@ def test_the_loss_is_the_mean_over_samples_whatever_their_number(config: TrainCo
 def test_an_example_is_its_window_and_its_noise_is_its_positions(config: TrainConfig) -> None:
     trainer = Trainer(config)
     window, other = trainer.stream.batch(0, 2)
-    example = trainer.example(window)
+    example = trainer.examples(window)
     encode = trainer.codec.encode
     torch.testing.assert_close(example.history_PCHW, encode(torch.from_numpy(window.target[: config.portrait().history])))
     torch.testing.assert_close(example.target_FCHW, encode(torch.from_numpy(window.target[config.portrait().history :])))
     torch.testing.assert_close(example.driving_FCHW, encode(torch.from_numpy(window.driving)))
     torch.testing.assert_close(example.source_CHW, encode(torch.from_numpy(window.source)[None])[0])
-    assert torch.equal(example.noise_FCHW, trainer.example(window).noise_FCHW) and example.sigma == trainer.example(window).sigma
-    assert not torch.equal(example.noise_FCHW, trainer.example(other).noise_FCHW) and example.sigma != trainer.example(other).sigma
+    assert torch.equal(example.noise_FCHW, trainer.examples(window).noise_FCHW) and example.sigma == trainer.examples(window).sigma
+    assert not torch.equal(example.noise_FCHW, trainer.examples(other).noise_FCHW) and example.sigma != trainer.examples(other).sigma
 
 
 def test_previous_frames_are_seen_from_the_second_stage_on(config: TrainConfig) -> None:

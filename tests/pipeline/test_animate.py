@@ -13,7 +13,7 @@ import torch
 from faceclips import click, moving_face, noise, photograph, tone, write_clip
 from typer.testing import CliRunner, Result
 
-from model.checkpoint import Recipe, save_model
+from model.checkpoint import Recipe, save_export
 from model.portrait_dit import PortraitConfig, PortraitDiT
 from pipeline.cli import app
 from schemas.sample import decode_image
@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     recipe = Recipe(model=CONFIG, codec="dct", frame_px=PX, mask_dilation=0.01, shift=3.0, history_trained=True)
     (base / "checkpoint").mkdir()
-    save_model(PortraitDiT(CONFIG), recipe, base / "checkpoint")
+    save_export(PortraitDiT(CONFIG), recipe, base / "checkpoint")
     (base / "still.png").write_bytes(encode_png(photograph("hopper")))
     write_clip(base / "clip.mp4", moving_face(frames=FRAMES), FPS, sound=tone(FRAMES / FPS))
     return base
