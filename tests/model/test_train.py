@@ -1,5 +1,6 @@
 """Under Ray Train: one worker, killed on the way, ends where the bare loop ends; the user's mistakes are told before anything starts."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -7,54 +8,74 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel
 from pairset import members_of, write_pair_set
 
+from model.checkpoint import load_model
 from model.log import read_log
 from model.settings import RayConfig, SheetConfig, TrainConfig
 from model.train import _ray, check, main, train
-from model.trainer import LOG_NAME, Trainer
+from model.trainer import LOG_NAME, SEEN_NAME, Trainer
 from schemas.sample import TARGET
 
 
-def kill_worker() -> bool:
-    """Of this process's own cluster: the raylet is its child, and the worker the raylet's."""
+def kill_a_worker() -> bool:
+    """Of this process's own cluster: the raylet is its child, and the workers the raylet's. At once, as by os._exit or the kernel."""
     workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    for worker in workers:
-        worker.kill()
+    if workers:
+        workers[-1].kill()
     return bool(workers)
 
 
+class Follower:
+    """Kills a worker when it hears the first record."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+        self.killed: list[bool] = []
+
+    def __call__(self, record: dict[str, float]) -> None:
+        self.records.append(record)
+        if not self.killed:
+            self.killed.append(kill_a_worker())
+
+
 @pytest.mark.usefixtures("ray_session")
-def test_a_worker_that_is_killed_ends_where_the_bare_loop_ends(
+def test_one_of_two_workers_dies_and_no_sample_is_missed_or_seen_twice(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also from paths relative to where the user stands, which is not where a worker runs."""
     monkeypatch.chdir(tmp_path)
     config = replace(config, shards=Path(os.path.relpath(config.shards)), out=Path("train"))
+    config = replace(config, steps=30, history_from_step=10, checkpoint_every=5, workers=2, log_samples=True, sheet=SheetConfig(steps=1))
+    bare = replace(config, out=tmp_path / "bare")
+    Trainer(bare).train()
+    follower = Follower()
+    result = train(config, follower)
+    assert follower.killed == [True]
+    assert [r["step"] for r in follower.records] == list(range(1, 31)) and result.checkpoint.name == "step-000030"
+    attempts = list((config.out / "ray").iterdir())
+    assert len(attempts) == 1  # Ray itself began again
+    seen, expected = ([json.loads(line) for line in (c.out / SEEN_NAME).read_text().splitlines()] for c in (config, bare))
+    assert seen == expected and [s["step"] for s in seen] == list(range(1, 31))
+    assert result.losses == pytest.approx([r["loss"] for r in read_log(bare.out / LOG_NAME)], abs=1e-3)
+    assert result.sheet is not None and result.sheet.is_file()
+    assert train(config) == result  # complete: nothing is started
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
+def test_a_worker_alone_that_is_killed_ends_where_the_bare_loop_ends(config: TrainConfig, tmp_path: Path) -> None:
     config = replace(config, steps=60, history_from_step=20)
     bare = Trainer(replace(config, out=tmp_path / "bare"))
     bare.train()
     Trainer(replace(config, steps=3)).train()  # as if an earlier run had been stopped here
-
-    records: list[dict[str, float]] = []
-    killed: list[bool] = []
-
-    def follow(record: dict[str, float]) -> None:
-        records.append(record)
-        if not killed:
-            killed.append(kill_worker())
-
-    with_sheet = replace(config, sheet=SheetConfig(steps=1, rows=2))
-    result = train(with_sheet, follow)
-    assert killed == [True]
-    assert [r["step"] for r in records] == list(range(4, 61))
-    assert result.steps == 60 and result.checkpoint.name == "step-000060"
+    follower = Follower()
+    result = train(config, follower)
+    assert follower.killed == [True]
+    assert [r["step"] for r in follower.records] == list(range(4, 61))
     assert result.losses == [r["loss"] for r in read_log(tmp_path / "bare" / LOG_NAME)]
-    base = SD3Transformer2DModel.from_pretrained(result.checkpoint, subfolder="transformer")
-    assert all(torch.equal(v, bare.model.base.state_dict()[k]) for k, v in base.state_dict().items())
-    assert result.sheet is not None and result.sheet.is_file()
-    assert train(with_sheet) == result  # complete: nothing is started
+    model = load_model(result.checkpoint, ema=False)
+    assert all(torch.equal(v, bare.model.state_dict()[k]) for k, v in model.state_dict().items())
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -83,8 +104,8 @@ def test_ray_is_our_own_unless_an_address_is_given(config: TrainConfig, address:
 
 def test_a_damaged_checkpoint_is_told_before_anything_starts(config: TrainConfig) -> None:
     Trainer(replace(config, steps=1)).train()
-    state = config.out / "checkpoints" / "step-000001" / "trainer.pt"
-    state.write_bytes(state.read_bytes()[:1000])
+    progress = config.out / "checkpoints" / "step-000001" / "trainer.json"
+    progress.write_bytes(progress.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"step-000001: not a whole checkpoint.*to start over"):
         train(config)
 
