@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline import tables
 from pipeline.forget import unfinished
 from pipeline.ledger import STAGES, Ledger, damaged_units
-from pipeline.storage import parquet_bytes, read_run_file
+from pipeline.storage import read_run_file
 from schemas.files import StorageError
 from schemas.ids import content_digest
 from schemas.outcomes import REASONS, Outcome
@@ -23,6 +23,7 @@ from schemas.sample import (
     MEMBERS,
     OPTIONAL_MEMBERS,
     SampleInfo,
+    parquet_bytes,
     read_index,
     read_members,
     sample_digest,
