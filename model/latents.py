@@ -84,7 +84,7 @@ def write_latents(
     *,
     frame_px: int | None = None,
     tar_mb: int = 512,
-    device: str = "cpu",
+    device: torch.device | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Written:
     """Brings SET/latents to hold the latents of all samples of the set: for the one process that works on it.
@@ -95,7 +95,7 @@ def write_latents(
         place: the set's folder.
         frame_px: side that frames are resized to; None: as in the shards.
         tar_mb: a tar is full at so many MB.
-        device: where to encode.
+        device: where to encode; None: the CPU.
 
     Raises:
         ValueError: no set, or a damaged index; latents of another codec are there; a side that does not fit.
@@ -116,7 +116,7 @@ def write_latents(
     for r in samples:
         if r["sample"] not in there:
             due[r["split"]].append(r)
-    written, work = Written(kept=len(there)), _Encoding(pair_set, codec, by, device, say)
+    written, work = Written(kept=len(there)), _Encoding(pair_set, codec, by, device or torch.device("cpu"), say)
     total = sum(map(len, due.values()))
     for split in sorted(due):
         for rows in _tars(folder, index, split, work.members(due[split]), tar_mb << 20):
@@ -173,8 +173,8 @@ def _tars(folder: Store, index: LatentsIndex, split: str, members: Iterator[tupl
 class _Encoding:
     """Encodes samples one after another, in this thread; the next pictures are decoded in another. `bad`: which could not be, and why."""
 
-    def __init__(self, pair_set: Store, codec: LatentCodec, by: EncodedBy, device: str, say: Callable[[str], None]) -> None:
-        self._pair_set, self._codec, self._by, self._device, self._say = pair_set, codec, by, torch.device(device), say
+    def __init__(self, pair_set: Store, codec: LatentCodec, by: EncodedBy, device: torch.device, say: Callable[[str], None]) -> None:
+        self._pair_set, self._codec, self._by, self._device, self._say = pair_set, codec, by, device, say
         self.bad: dict[str, str] = {}
 
     def members(self, rows: Sequence[Row]) -> Iterator[tuple[Row, bytes]]:

@@ -11,10 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from s3server import S3Server
 from smallworld import Finished, Silent, World
+from typer.testing import CliRunner, Result
 
 from model.codec import DctCodec
-from model.latents import write_latents
+from model.latents import Latents, write_latents
+from pipeline.cli import app
 from pipeline.forget import enforce, foresee_forget, forget
 from pipeline.pack import take_out
 from pipeline.storage import exclusive
@@ -22,7 +26,7 @@ from pipeline.verify import diff, verify
 from schemas.ids import file_digest
 from schemas.latents import LatentsIndex, publish, read_latents_index
 from schemas.sample import INDEX_NAME, read_index
-from schemas.store import DiskStore, open_store
+from schemas.store import DiskStore, ObjectStore, open_store
 
 HIS = "collins"
 SET = "shards/meshwarp"
@@ -248,6 +252,48 @@ def test_verify_names_what_is_wrong_with_latents(tmp_path: Path, encoded: Path, 
 def test_verify_looks_at_latents(run: Path) -> None:
     wanted = flip_a_latent(run)
     assert [wanted in p for p in verify(run)] == [True]
+
+
+# --- the command
+
+
+def command(place: object, *more: str) -> Result:
+    return CliRunner().invoke(app, ["latents", str(place), "--frame-px", "64", *more])
+
+
+def test_the_command_encodes_what_is_new_and_says_what_it_left_out(run: Path) -> None:
+    before = files(run)
+    done = command(run)
+    assert done.exit_code == 0 and f"latents of {len(latents(run))} samples in {run / SET / 'latents'}, 0 of them new" in done.stdout
+    assert files(run) == before
+    with exclusive(run):
+        refused = command(run / SET).exception
+    assert isinstance(refused, ValueError) and "another crosspair process works on this run" in str(refused)
+    row = read_index(run / SET).to_pylist()[0]
+    change(run / SET / row["tar"], next(m for m in row["members"] if m["name"] == "target.mp4")["offset"] + 500)
+    shutil.rmtree(run / SET / "latents")
+    done = command(run / SET)
+    assert done.exit_code == 1 and f"{row['sample']}: left out: " in done.stdout and "1 samples were left out" in done.stdout
+    assert latents(run).keys() == {r["sample"] for r in read_index(run / SET).to_pylist()} - {row["sample"]}
+    needs_base = command(run, "--codec", "vae").exception
+    assert isinstance(needs_base, ValueError) and "name a folder of SD3.5" in str(needs_base)
+
+
+def test_in_an_object_store(encoded: Path, s3: S3Server, tmp_path: Path) -> None:
+    """The same bytes as on a disk, and windows by ranged reads."""
+    s3.make_bucket("latents")
+    bucket, disk = ObjectStore("s3://latents/run"), DiskStore(encoded)
+    for name in ("run.yaml", *(n for n in disk.names(f"{SET}/") if "/latents/" not in n)):
+        bucket.write(name, disk.read(name))
+    done = command("s3://latents/run")
+    assert done.exit_code == 0, done.output
+    names = disk.names(f"{SET}/latents/")
+    assert bucket.names(f"{SET}/latents/") == names and bucket.read_many(names) == disk.read_many(names)
+    here, there = (Latents(place.sub(SET), DctCodec(), 64) for place in (disk, bucket))
+    key = min(latents(encoded))
+    for a, b in zip(here.window(key, 3, 4, 1) or (), there.window(key, 3, 4, 1) or (), strict=True):
+        assert torch.equal(a, b)
+    assert here.digest == there.digest and here.window(key, 3, 4, 1) is not None
 
 
 # --- who reads samples
