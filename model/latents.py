@@ -39,6 +39,7 @@ from schemas.video import decode_video, resized
 # Shape suffixes: T frames, C latent channels, H W latent rows and columns.
 
 CHUNK_FRAMES = 24  # decoded and encoded together: two spans between keyframes
+_PUBLISHED_PARTS = 50  # a kill costs this part of what is there, or a tar; the index of many samples is not written for each tar
 _MEMBER_ROOM = 2048  # of a member in a tar, beside its data
 
 Row = dict[str, Any]
@@ -117,15 +118,17 @@ def write_latents(
         if r["sample"] not in there:
             due[r["split"]].append(r)
     written, work = Written(kept=len(there)), _Encoding(pair_set, codec, by, device or torch.device("cpu"), say)
-    total = sum(map(len, due.values()))
+    total, unpublished = sum(map(len, due.values())), 0
     for split in sorted(due):
         for rows in _tars(folder, index, split, work.members(due[split]), tar_mb << 20):
             index = replace(index, rows=[*index.rows, *rows], next_tar=index.next_tar + 1)
-            publish(folder, index)  # a kill costs no more than a tar
             written.made += len(rows)
+            unpublished += len(rows)
+            if unpublished * _PUBLISHED_PARTS >= len(index.rows):
+                publish(folder, index)
+                unpublished = 0
             say(f"{rows[0]['tar']}: {len(rows)} samples; {written.made + len(work.bad)} of {total}")
-    if not index.rows:
-        publish(folder, index)  # of a set without samples, so that it is known
+    publish(folder, index)
     written.bad = work.bad
     return written
 

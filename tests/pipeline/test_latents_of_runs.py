@@ -129,6 +129,19 @@ def test_killed_in_between_it_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch
     assert_nothing_is_left(run, before, gone)
 
 
+def test_a_damaged_index_of_latents_holds_up_with_a_remedy(run: Path) -> None:
+    """Nobody can say whose latents the tars hold."""
+    path = run / SET / "latents" / INDEX_NAME
+    path.write_bytes(path.read_bytes()[:-30])
+    for work in (forget, foresee_forget):
+        with pytest.raises(ValueError, match=rf"{path}: a damaged table; take the folder latents/ away"):
+            work(run, HIS)
+    assert any(str(path) in problem for problem in verify(run))
+    shutil.rmtree(path.parent)
+    forget(run, HIS)
+    assert verify(run) == []
+
+
 def test_samples_that_are_taken_out_take_their_latents_along(run: Path) -> None:
     before, gone = latents(run), min(read_index(run / SET)["sample"].to_pylist())
     take_out(run / SET, {gone}, max_mb=1, seed=0, progress=lambda _: None)
