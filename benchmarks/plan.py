@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from benchmarks.memory import peak_mb
 from pipeline.config import PairsConfig
 from pipeline.plan import CLIPS, PAIRS, PEOPLE, PORTRAITS, grow_tables
-from pipeline.storage import parquet_bytes
+from schemas.sample import parquet_bytes
 
 CLIPS_EACH, PORTRAITS_EACH, PER_CLIP, REPEATS = 50, 4, 2, 3
 PLAN_S, PEAK_MB = 60.0, 4096.0  # at most

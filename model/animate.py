@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from model.checkpoint import find_checkpoint, load_model, load_recipe
 from model.controls import Text
-from model.portrait_dit import PortraitConfig, no_text
+from model.device import device_of
+from model.portrait_dit import no_text
 from model.sampling import SamplerConfig
 from model.vae import codec_of
 from model.windows import sample_windows
@@ -43,11 +42,7 @@ class Animator:
         if trained_from is not None and trained_from.name == "transformer":
             trained_from = trained_from.parent  # vae/ lies beside it
         self._codec = codec_of(self.recipe.codec, base or trained_from)
-        try:
-            self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            torch.empty(1, device=self._device)
-        except (RuntimeError, AssertionError) as e:  # torch's words for a device that it does not know or have
-            raise ValueError(f"device {device!r}: {e}; leave it out to have one chosen") from e
+        self._device = device_of(device)
         try:
             self._model = load_model(self.folder, base=base).eval().requires_grad_(False).to(self._device)
         except torch.OutOfMemoryError as e:
@@ -93,20 +88,3 @@ def _parts(frames: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]
     rest = iter(frames)
     while part := list(islice(rest, size)):
         yield part
-
-
-def read_prompt(path: Path, config: PortraitConfig) -> Text:
-    """A prompt's embedding, from a safetensors file with `tokens` (L, D) and `pooled` (D), as SD3.5's text encoders give them.
-
-    Raises:
-        ValueError: not such a file, or not of the model's sizes.
-    """
-    try:
-        given = load_file(path)
-    except (OSError, SafetensorError) as e:
-        raise ValueError(f"{path}: cannot be read as safetensors: {e}") from e
-    wanted = {"tokens": (config.text_tokens, config.text_dim), "pooled": (config.pooled_dim,)}
-    shapes = {name: tuple(x.shape) for name, x in given.items()}
-    if shapes != wanted:
-        raise ValueError(f"{path}: holds {shapes}; the embedding of one prompt for this model is {wanted}")
-    return Text(given["tokens"][None].float(), given["pooled"][None].float())

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from schemas.ids import digest
+
 # Shape suffixes: T frames, C latent channels, H W latent rows and columns, S frame side in px.
 
 BLOCK_PX = 8
@@ -38,6 +40,9 @@ class LatentCodec(Protocol):
     def decode(self, latents_TCHW: Tensor) -> Tensor:
         """The inverse: uint8 RGB (T, S, S, 3)."""
 
+    def fingerprint(self) -> str:
+        """Names what latents are of beside the picture: weights and settings. Latents of two fingerprints are not to be mixed."""
+
 
 class DctCodec:
     """Keeps 16 of the 192 DCT coefficients of each 8x8 RGB block: faces stay recognisable, fine texture does not.
@@ -45,7 +50,7 @@ class DctCodec:
     Analysis and synthesis are one strided convolution each, since colour transform, DCT and scaling are all linear.
     """
 
-    name = "dct"
+    name, version = "dct", 1  # another version for other latents
     channels = len(_COEFFICIENTS)
     factor = BLOCK_PX
 
@@ -75,6 +80,9 @@ class DctCodec:
         scaled_TCHW = latents_TCHW.float() + self._offset_C.to(device)
         rgb_T3SS = F.conv_transpose2d(scaled_TCHW, self._synthesis_C388.to(device), stride=BLOCK_PX)
         return ((rgb_T3SS + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def fingerprint(self) -> str:
+        return digest(self.name, self.version, BLOCK_PX, repr((_RGB_TO_YCC, _COEFFICIENTS, _MEAN, _STD)))
 
 
 def _cosine(frequency: int) -> Tensor:

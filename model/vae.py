@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from model.codec import DctCodec, LatentCodec
+from schemas.ids import content_digest, digest
 
 # Shape suffixes: T frames, C latent channels, H W latent rows and columns, S frame side in px.
 
@@ -31,7 +32,7 @@ class VaeCodec:
         ValueError: no such folder, or a damaged one.
     """
 
-    name = "vae"
+    name, version = "vae", 1  # another version for other latents
 
     def __init__(self, folder: Path) -> None:
         if not (folder / _SUBFOLDER / "config.json").is_file():
@@ -70,6 +71,14 @@ class VaeCodec:
         parts = (latents_TCHW.float() / self._scale + self._shift).split(_AT_ONCE)
         frames = (((vae.decode(part).sample + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for part in parts)
         return torch.cat([f.permute(0, 2, 3, 1) for f in frames]).contiguous()
+
+    def fingerprint(self) -> str:
+        """Of the weights as they are used: in which files and in how many bits they lay does not matter. Reads them all."""
+        weights = sorted(self._vae.state_dict().items())
+        parts = (
+            part for name, w in weights for part in (name, str(tuple(w.shape)), content_digest(w.cpu().contiguous().numpy().tobytes()))
+        )
+        return digest(self.name, self.version, repr((self._scale, self._shift)), *parts)
 
 
 def codec_of(name: str, folder: Path | None = None) -> LatentCodec:

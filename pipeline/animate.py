@@ -196,9 +196,10 @@ def animate(job: Animation, overrides: Sequence[str], watcher: Watcher) -> None:
     Raises:
         ValueError: whatever the user can mend, of checkpoint, inputs or settings.
     """
-    from model.animate import Animator, read_prompt  # torch and the networks, for those who ask for them
+    from model.animate import Animator  # torch and the networks, for those who ask for them
     from model.checkpoint import find_checkpoint, load_recipe
     from model.sampling import SamplerConfig
+    from model.text import read_prompt
 
     own = [o for o in overrides if not o.startswith(_SAMPLER)]
     sampler = [o.removeprefix(_SAMPLER) for o in overrides if o.startswith(_SAMPLER)]

@@ -6,8 +6,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +15,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from pipeline.cli_animate import animate
+from pipeline.cli_latents import latents, text_embedding
 from pipeline.cli_models import models_app
-from pipeline.interrupts import Terminated, interruptible
+from pipeline.interrupts import resumable
 from pipeline.watch import ConsoleWatcher
 from schemas.files import StorageError, own_storage
 from schemas.outcomes import Outcome
@@ -32,6 +32,8 @@ app.add_typer(models_app, name="models", help="Weights: what is expected where, 
 pairs_app = typer.Typer(no_args_is_help=True)
 app.add_typer(pairs_app, name="pairs", help="The pairs of a run: more people who appear.")
 app.command()(animate)
+app.command()(latents)
+app.command("text-embedding")(text_embedding)
 console = Console(highlight=False, soft_wrap=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="a config file (YAML)")]
@@ -39,15 +41,8 @@ RunPath = Annotated[str, typer.Argument(help="a run's folder, or s3://bucket/pre
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="overrides one value of the config")]
 
 
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a command that can be taken up again with a word about that."""
-    try:
-        with interruptible():
-            yield
-    except KeyboardInterrupt as e:
-        console.print("stopped; the same command goes on where it stood")
-        raise typer.Exit(143 if isinstance(e, Terminated) else 130) from None
+def _resumable() -> AbstractContextManager[None]:
+    return resumable(console.print)
 
 
 @app.command()

@@ -24,6 +24,8 @@ from pipeline.pack import take_out
 from pipeline.sources import file_identity
 from pipeline.storage import exclusive, read_run_file
 from pipeline.tombstones import Tombstones, read_tombstones, write_tombstones
+from schemas.latents import FOLDER as LATENTS
+from schemas.latents import prune, read_latents_index
 from schemas.outcomes import Outcome
 from schemas.sample import INDEX_NAME, read_index
 from schemas.store import Place, Store, open_store
@@ -151,7 +153,8 @@ class _Plan:
     Attributes:
         folders, files: to be taken away, of artifacts and beside the shards.
         records: of the ledger, that go or change.
-        samples: pair set -> keys; their bytes.
+        samples: pair set -> keys; their bytes, latents' too.
+        latents: pair sets whose latents are of samples that go or have gone.
         rows: table -> rows that go or change.
     """
 
@@ -160,10 +163,11 @@ class _Plan:
     records: int = 0
     samples: dict[str, set[str]] = field(default_factory=dict)
     sample_bytes: int = 0
+    latents: list[str] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.folders or self.files or self.records or self.samples or self.rows)
+        return bool(self.folders or self.files or self.records or self.samples or self.latents or self.rows)
 
 
 def _plan(root: Store, tombstones: Tombstones) -> _Plan:
@@ -199,11 +203,17 @@ def _plan_set(root: Store, folder: str, tombstones: Tombstones, plan: _Plan) -> 
     if gone:
         plan.samples[folder] = {r["sample"] for r in gone}
         plan.sample_bytes += sum(m["size"] for r in gone for m in r["members"])
-    named = {r["tar"] for r in index}
+    latents = read_latents_index(root.sub(f"{folder}/{LATENTS}"))
+    encoded = [r for r in latents.rows if r["sample"] in tombstones] if latents else []
+    if encoded:
+        plan.latents.append(folder)
+        plan.sample_bytes += sum(r["size"] for r in encoded)
+    named = {r["tar"] for r in index} | {f"{LATENTS}/{r['tar']}" for r in (latents.rows if latents else ())}
     for name in root.names(f"{folder}/"):
         rest = name.removeprefix(f"{folder}/")
         # What somebody keeps of a sample beside its tar is called as the sample; a tar that no index names may hold anybody.
-        if rest.rpartition("/")[2].split(".")[0] in tombstones or ("/" not in rest and rest.endswith(".tar") and rest not in named):
+        ours = rest.endswith(".tar") and rest.rpartition("/")[0] in ("", LATENTS)
+        if rest.rpartition("/")[2].split(".")[0] in tombstones or (ours and rest not in named):
             plan.files.append(name)
 
 
@@ -239,6 +249,9 @@ def _carry_out(root: Store, tombstones: Tombstones, plan: _Plan, say: Callable[[
         name = folder.rpartition("/")[2]
         max_mb, seed = config["shards"]["max_mb"], config["pairs"]["seed"]
         take_out(root.sub(folder), keys, max_mb=max_mb, seed=seed, progress=lambda text, name=name: say(f"{name}: {text}"))  # type: ignore[misc]
+    for folder in plan.latents:  # of a set whose index lost its samples before a kill; `take_out` did the others
+        index = read_index(root.sub(folder)).select(["sample", "digest"]).to_pylist() if root.size(f"{folder}/{INDEX_NAME}") >= 0 else []
+        prune(root.sub(folder), {r["sample"]: r["digest"] for r in index}, say)
     ledger = Ledger(root)
     for stage in STAGES:
         ledger.rewrite(stage, lambda raw: without(raw, tombstones))

@@ -37,6 +37,17 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
+def resumable(say: Callable[[str], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a command that can be taken up again with a word about that."""
+    try:
+        with interruptible():
+            yield
+    except KeyboardInterrupt as e:
+        say("stopped; the same command goes on where it stood")
+        raise SystemExit(143 if isinstance(e, Terminated) else 130) from None
+
+
+@contextmanager
 def uninterrupted() -> Iterator[None]:
     """Interrupts wait for the end of the block. For Ray's start, which takes SIGTERM for itself, and for its end: broken off, either
     crashes or leaves processes behind."""

@@ -20,9 +20,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.storage import parquet_bytes
 from schemas.outcomes import Outcome
-from schemas.sample import read_parquet
+from schemas.sample import parquet_bytes, read_parquet
 from schemas.store import Place, Store, open_store
 
 STAGES = ("ingest", "faces", "portraits", "identity", "motion", "reenact", "regions")  # that write records, in the order of work

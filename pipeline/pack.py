@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.card import dataset_card
 from pipeline.storage import write_changed, write_table
 from schemas.ids import content_digest, keyed_order
+from schemas.latents import prune
 from schemas.sample import (
     CONTROLS,
     INDEX_NAME,
@@ -132,7 +133,7 @@ def pack(
     placed = {r["sample"] for r in rows}
     number = _next_number(before, old)
     new = _written(folder, number, [s for k, s in wanted.items() if k not in placed], seed, max_mb, progress)
-    return _publish(folder, rows, new, number, expressions)
+    return _publish(folder, rows, new, number, expressions, progress)
 
 
 def take_out(place: Place, gone: Set[str], *, max_mb: int, seed: int, progress: Callable[[str], None]) -> None:
@@ -156,7 +157,7 @@ def take_out(place: Place, gone: Set[str], *, max_mb: int, seed: int, progress: 
     new = _written(folder, number, moved, seed, max_mb, progress)
     one = next(iter([*new, *rows]), None)
     expressions = one is not None and "target_expressions" in decode_controls(read_members(folder, one, (CONTROLS,))[CONTROLS])
-    _publish(folder, rows, new, number, expressions)
+    _publish(folder, rows, new, number, expressions, progress)
 
 
 def _written(folder: Store, number: int, samples: Sequence[Sample], seed: int, max_mb: int, progress: Callable[[str], None]) -> list[dict]:
@@ -173,16 +174,20 @@ def _written(folder: Store, number: int, samples: Sequence[Sample], seed: int, m
     return rows
 
 
-def _publish(folder: Store, kept: list[dict], new: list[dict], number: int, expressions: bool) -> pa.Table:
-    """Makes kept and new rows the index, then takes away what it does not name. `number`: of the first of the new rows' tars."""
+def _publish(folder: Store, kept: list[dict], new: list[dict], number: int, expressions: bool, progress: Callable[[str], None]) -> pa.Table:
+    """Makes kept and new rows the index, then takes away what it does not name, and the latents of samples that are not in it.
+
+    `number`: of the first of the new rows' tars.
+    """
     rows = sorted([*kept, *new], key=lambda r: (r["tar"], r["members"][0]["offset"]))
     number += len({r["tar"] for r in new})
     index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata({_NEXT_NUMBER: str(number)}))
     write_table(folder, INDEX_NAME, index)  # the commit point
     write_changed(folder, "README.md", dataset_card(str(folder).rsplit("/", 1)[-1], rows, expressions=expressions).encode())
+    prune(folder, {r["sample"]: r["digest"] for r in rows}, progress)
     published = {r["tar"] for r in rows}
     # Old tars go last, so that a reader of either index finds its files.
-    folder.delete([tar for tar in folder.names("", ".tar") if tar not in published])
+    folder.delete([tar for tar in folder.names("", ".tar") if "/" not in tar and tar not in published])
     return index
 
 

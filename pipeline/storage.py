@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from pipeline.lease import held
 from schemas.files import own_storage
+from schemas.sample import parquet_bytes
 from schemas.store import DiskStore, Place, Store, open_store
 
 
@@ -22,14 +22,6 @@ def read_run_file(root: Place) -> dict[str, Any]:
         return dict(yaml.safe_load(open_store(root).read("run.yaml")))
     except FileNotFoundError as e:
         raise ValueError(f"{root}: no run (run.yaml is missing)") from e
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as the run's files hold it: with a checksum of every page."""
-    out = pa.BufferOutputStream()
-    pq.write_table(table, out, compression="zstd", write_page_checksum=True)
-    data: bytes = out.getvalue().to_pybytes()
-    return data
 
 
 def write_table(store: Store, name: str, table: pa.Table) -> None:

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from pipeline import tables
 from pipeline.forget import unfinished
 from pipeline.ledger import STAGES, Ledger, damaged_units
-from pipeline.storage import parquet_bytes, read_run_file
+from pipeline.storage import read_run_file
 from schemas.files import StorageError
 from schemas.ids import content_digest
+from schemas.latents import FOLDER as LATENTS
+from schemas.latents import layout, read_latents_index, tar_problems
 from schemas.outcomes import REASONS, Outcome
 from schemas.sample import (
     INDEX_NAME,
@@ -23,6 +25,7 @@ from schemas.sample import (
     MEMBERS,
     OPTIONAL_MEMBERS,
     SampleInfo,
+    parquet_bytes,
     read_index,
     read_members,
     sample_digest,
@@ -48,6 +51,7 @@ def verify(place: Place) -> list[str]:
         _check_ledger(root, prints),
         _check_tables(root, prints),
         *(_check_set(root, folder) for folder in folders),
+        *(_check_latents(root.sub(folder)) for folder in folders),
     ]
     problems = [problem for check in checks for problem in _until_damage(check)]
     return list(dict.fromkeys(problems))  # several checks end at one damaged file
@@ -69,11 +73,15 @@ def _check_parquet(root: Store, file: str) -> Iterator[str]:
     """Every byte is as it was written: pages have checksums, and for what is around them the table is written once more."""
     folder, _, name = file.rpartition("/")
     table = read_index(root.sub(folder)) if name == INDEX_NAME else tables.read(root, name.removesuffix(".parquet"))
-    data = root.read(file)
-    writer = pq.read_metadata(pa.BufferReader(data)).created_by or ""
-    by_us = writer == f"parquet-cpp-arrow version {pa.__version__}"  # another version may put it in other bytes
-    if not re.fullmatch(r"parquet-cpp-arrow version [0-9.]+", writer) or (by_us and parquet_bytes(table) != data):
+    if not _as_written(root.read(file), parquet_bytes(table)):
         yield f"{root.at(file)}: changed since it was written; `crosspair run` writes it anew"
+
+
+def _as_written(data: bytes, anew: bytes) -> bool:
+    """Whether a table's bytes are those that writing it gives; nobody can say so where another version of the library wrote it."""
+    writer = pq.read_metadata(pa.BufferReader(data)).created_by or ""
+    by_us = writer == f"parquet-cpp-arrow version {pa.__version__}"
+    return bool(re.fullmatch(r"parquet-cpp-arrow version [0-9.]+", writer)) and (not by_us or anew == data)
 
 
 def _check_forgotten(root: Store) -> Iterator[str]:
@@ -138,7 +146,7 @@ def _check_set(root: Store, name: str) -> Iterator[str]:
     by_tar: dict[str, list[dict]] = {}
     for r in rows:
         by_tar.setdefault(r["tar"], []).append(r)
-    yield from (f"{folder.at(tar)}: not in the index" for tar in folder.names("", ".tar") if tar not in by_tar)
+    yield from (f"{folder.at(tar)}: not in the index" for tar in folder.names("", ".tar") if "/" not in tar and tar not in by_tar)
     for tar, members in sorted(by_tar.items()):
         yield from _check_tar(folder, tar, members)
     if len({r["sample"] for r in rows}) < len(rows):
@@ -204,6 +212,35 @@ def _check_frame(path: str, data: bytes, rows: list[dict]) -> Iterator[str]:
             return
     if len(data) > end:
         yield f"{path}: goes on behind its end"
+
+
+def _check_latents(pair_set: Store) -> Iterator[str]:
+    """What was encoded is of samples of the set, as they are; index and tars agree both ways, byte for byte."""
+    folder = pair_set.sub(LATENTS)
+    index = read_latents_index(folder)
+    rows = index.rows if index else ()
+    by_tar: dict[str, list[dict]] = {}
+    for r in rows:
+        by_tar.setdefault(r["tar"], []).append(r)
+    named = {INDEX_NAME, *by_tar} if index else set()
+    yield from (
+        f"{folder.at(n)}: not in the index of latents; `crosspair latents` takes it away" for n in folder.names("") if n not in named
+    )
+    if index is None:
+        return
+    if not _as_written(folder.read(INDEX_NAME), index.encode()):
+        yield f"{folder.at(INDEX_NAME)}: changed since it was written; take this folder away, then `crosspair latents` makes it anew"
+    digests = {r["sample"]: r["digest"] for r in read_index(pair_set).select(["sample", "digest"]).to_pylist()}
+    for r in rows:
+        if digests.get(r["sample"]) != r["sample_digest"]:
+            what = "other bytes of this sample" if r["sample"] in digests else "a sample that is not in the set"
+            yield f"{folder}: latents of {r['sample']} are of {what}; `crosspair run` takes them away"
+        if r["size"] != layout(index.codec, r["frames"]).size:
+            yield f"{folder}: the index contradicts itself on the latents of {r['sample']}"
+    if len({r["sample"] for r in rows}) < len(rows):
+        yield f"{folder}: latents of a sample stand twice in the index"
+    for tar, of_tar in sorted(by_tar.items()):
+        yield from tar_problems(folder, tar, of_tar)
 
 
 def _contradictions(info: SampleInfo, row: dict) -> list[str]:

@@ -165,6 +165,14 @@ def tar_header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a run's files hold it: with a checksum of every page."""
+    out = pa.BufferOutputStream()
+    pq.write_table(table, out, compression="zstd", write_page_checksum=True)
+    data: bytes = out.getvalue().to_pybytes()
+    return data
+
+
 def read_parquet(data: bytes, where: str, schema: pa.Schema | None, remedy: str) -> pa.Table:
     """The columns of `schema`, in its types, of a table's bytes, which may have more; all columns without it. Pages have checksums.
 
@@ -245,11 +253,18 @@ def write_tar_sample(out: BinaryIO, key: str, members: Mapping[str, bytes]) -> l
         if name not in members:
             continue
         data = members[name]
-        out.write(tar_header(f"{key}.{name}", len(data)))
-        entries.append({"name": name, "offset": out.tell(), "size": len(data), "digest": content_digest(data)})
-        out.write(data)
-        out.write(b"\0" * (-len(data) % tarfile.BLOCKSIZE))
+        offset = write_tar_member(out, f"{key}.{name}", data)
+        entries.append({"name": name, "offset": offset, "size": len(data), "digest": content_digest(data)})
     return entries
+
+
+def write_tar_member(out: BinaryIO, name: str, data: bytes) -> int:
+    """Appends one file to an open tar; the offset of its data."""
+    out.write(tar_header(name, len(data)))
+    offset = out.tell()
+    out.write(data)
+    out.write(b"\0" * (-len(data) % tarfile.BLOCKSIZE))
+    return offset
 
 
 def tar_frame(members: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int, bytes]]:

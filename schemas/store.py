@@ -179,7 +179,7 @@ class DiskStore:
         shutil.rmtree(self.root / folder, ignore_errors=True)
 
     def clear_unfinished(self) -> None:
-        for pattern in (".*.tmp-*", "tables/.*.tmp-*", "ledger/*/.*.tmp-*", "shards/*/.*.tmp-*", "report/.*.tmp-*"):
+        for pattern in (".*.tmp-*", "tables/.*.tmp-*", "ledger/*/.*.tmp-*", "shards/*/.*.tmp-*", "shards/*/*/.*.tmp-*", "report/.*.tmp-*"):
             for path in self.root.glob(pattern):
                 path.unlink(missing_ok=True)
 

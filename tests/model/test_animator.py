@@ -12,7 +12,7 @@ from faceclips import moving_face, photograph, write_clip
 from pairset import members_of, write_pair_set
 from safetensors.torch import save_file
 
-from model.animate import Animator, read_prompt
+from model.animate import Animator
 from model.checkpoint import Checkpoints, Recipe, find_checkpoint, save_export
 from model.codec import DctCodec
 from model.controls import Controls
@@ -20,6 +20,7 @@ from model.guidance import Guidance
 from model.portrait_dit import PortraitConfig, PortraitDiT, no_text
 from model.sampling import SamplerConfig
 from model.stream import ShardStream, StreamConfig
+from model.text import read_prompt
 from model.windows import sample_video
 from pipeline.animate import animate_config, prepare
 from schemas.sample import DRIVING, REGIONS_MEMBER

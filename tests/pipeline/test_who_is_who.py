@@ -27,12 +27,12 @@ from pipeline.replay import find
 from pipeline.run import foresee_run, run
 from pipeline.sources import CLIP_SUFFIXES, IMAGE_SUFFIXES
 from pipeline.status import status
-from pipeline.storage import parquet_bytes
 from pipeline.tables import SCHEMAS, load
 from pipeline.verify import verify
 from schemas.config import parse_config
 from schemas.ids import file_digest, sha256_of
 from schemas.outcomes import Outcome
+from schemas.sample import parquet_bytes
 from stages.identity import IdentityConfig
 
 CROSSPAIR = Path(sys.executable).with_name("crosspair")
