@@ -80,16 +80,16 @@ def members_of(key: str, frames: int, scratch: Path) -> dict[str, bytes]:
     }
 
 
-def write_pair_set(folder: Path, samples: dict[str, dict[str, bytes]]) -> Path:
-    """One tar and its index, as pack leaves them."""
+def write_pair_set(folder: Path, samples: dict[str, dict[str, bytes]], *, key: str | None = None) -> Path:
+    """One tar and its index, as pack leaves them; `key` is what both call a sample that calls itself otherwise."""
     folder.mkdir(parents=True)
     rows = []
     with (folder / "train-000000.tar").open("wb") as tar:
         for name, members in samples.items():
             info = SampleInfo.decode(members[INFO]) if b"crosspair/1" in members[INFO] else replace(INFO_TEMPLATE, key=name, frames=40)
-            entries = write_tar_sample(tar, info.key, members)
+            entries = write_tar_sample(tar, key or info.key, members)
             row = {f: getattr(info, f, 0.0) for f in INDEX_SCHEMA.names}
-            row |= {"sample": info.key, "tar": "train-000000.tar", "members": entries}
+            row |= {"sample": key or info.key, "tar": "train-000000.tar", "members": entries}
             rows.append(row | {"digest": sample_digest({e["name"]: e["digest"] for e in entries})})
         finish_tar(tar)
     pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), folder / INDEX_NAME)
