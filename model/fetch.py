@@ -24,12 +24,13 @@ from schemas.store import DiskStore, Store, open_store
 _MAX_BYTES = 1 << 30  # of a sample
 _MAX_OFFSET = 1 << 42  # what every file system and store can seek to
 _FILE_NAME = re.compile(r"[^./\\\0][^/\\\0]*")
+_MAX_NAME_BYTES = 255
 _NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 def is_file_name(name: str) -> bool:
     """Whether a name is that of a file beside the index, and leads nowhere else."""
-    return _FILE_NAME.fullmatch(name) is not None
+    return _FILE_NAME.fullmatch(name) is not None and len(name.encode()) <= _MAX_NAME_BYTES
 
 
 def fetch_members(store: Store, row: Mapping[str, Any], names: Sequence[str], cache: Cache | None = None) -> dict[str, bytes]:
@@ -63,7 +64,9 @@ def _checked(members: Sequence[Mapping[str, Any]], parts: Sequence[bytes]) -> di
 
 def _listed(row: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """The index's entries of the named members, in their order in the tar; they lie where a tar's can."""
-    entries = sorted(row["members"] or (), key=lambda m: m["offset"])
+    if any(m is None or None in m.values() for m in row["members"]):
+        raise ValueError("the index leaves out what it should say of a member")
+    entries = sorted(row["members"], key=lambda m: m["offset"])
     by_name = {m["name"]: m for m in entries}
     missing = set(names) - set(by_name)
     if missing:

@@ -199,7 +199,7 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
 def test_the_sample_in_the_tar_must_be_the_one_that_the_index_means(tmp_path: Path) -> None:
     members = members_of("k", 12, tmp_path)
     members[INFO] = members[INFO].replace(b'"key":"k"', b'"key":"j"')
-    stream = ShardStream(write_pair_set(tmp_path / "set", {"k": members}, key="k"), CONFIG)
+    stream = ShardStream(write_pair_set(tmp_path / "set", {"k": members}, keys=["k"]), CONFIG)
     with pytest.raises(ValueError, match=r"train-000000.tar: sample k: its key is 'j', the index says 'k'"):
         stream.read(0)
 
