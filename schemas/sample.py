@@ -12,6 +12,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.arrays import decode_arrays, encode_arrays
@@ -225,12 +226,7 @@ def read_members(folder: Place, row: Mapping, names: tuple[str, ...]) -> dict[st
     except StorageError:
         raise
     except OSError as e:
-        if isinstance(e, FileNotFoundError) and _was_replaced(store, row["tar"]):
-            raise ValueError(
-                f"{path}: taken away since its index was read: a sample of it was withdrawn (`crosspair forget`) or replaced; "
-                f"read {INDEX_NAME} again, it names the tars that are there now"
-            ) from e
-        raise ValueError(f"{path}: cannot be read: {e.strerror or e}; `crosspair verify` says what is damaged") from e
+        raise ValueError(why_unreadable(store, row["tar"], e)) from e
     found = {m["name"]: data for m, data in zip(wanted, parts, strict=True)}
     for member in wanted:
         if content_digest(found[member["name"]]) != member["digest"]:
@@ -238,10 +234,20 @@ def read_members(folder: Place, row: Mapping, names: tuple[str, ...]) -> dict[st
     return found
 
 
+def why_unreadable(folder: Store, tar: str, error: OSError) -> str:
+    """What to tell of a tar that cannot be read; one that was replaced since its index was read is told from one that was lost."""
+    if isinstance(error, FileNotFoundError) and _was_replaced(folder, tar):
+        return (
+            f"{folder.at(tar)}: taken away since its index was read: a sample of it was withdrawn (`crosspair forget`) or replaced; "
+            f"read {INDEX_NAME} again, it names the tars that are there now"
+        )
+    return f"{folder.at(tar)}: cannot be read: {error.strerror or error}; `crosspair verify` says what is damaged"
+
+
 def _was_replaced(folder: Store, tar: str) -> bool:
     """Whether the index by now names no such tar."""
     try:
-        return tar not in read_index(folder)["tar"].to_pylist()
+        return tar not in pc.unique(read_index(folder)["tar"]).to_pylist()
     except ValueError:
         return False
 

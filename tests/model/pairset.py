@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,8 +59,8 @@ def regions_of(frames: int) -> Regions:
     return Regions(outlines, valid)
 
 
-def video(path: Path, frames: np.ndarray) -> bytes:
-    with VideoWriter(path, 25, SIZE_PX) as writer:
+def video(path: Path, frames: np.ndarray, *, size_px: int = SIZE_PX) -> bytes:
+    with VideoWriter(path, 25, size_px) as writer:
         for frame in frames:
             writer.write(frame)
     return path.read_bytes()
@@ -80,16 +81,17 @@ def members_of(key: str, frames: int, scratch: Path) -> dict[str, bytes]:
     }
 
 
-def write_pair_set(folder: Path, samples: dict[str, dict[str, bytes]]) -> Path:
-    """One tar and its index, as pack leaves them."""
+def write_pair_set(folder: Path, samples: dict[str, dict[str, bytes]], *, keys: Sequence[str] | None = None) -> Path:
+    """One tar and its index, as pack leaves them; `keys` are what both call samples whose own word is another, or none."""
     folder.mkdir(parents=True)
     rows = []
     with (folder / "train-000000.tar").open("wb") as tar:
-        for name, members in samples.items():
-            info = SampleInfo.decode(members[INFO]) if b"crosspair/1" in members[INFO] else replace(INFO_TEMPLATE, key=name, frames=40)
-            entries = write_tar_sample(tar, info.key, members)
+        for i, (name, members) in enumerate(samples.items()):
+            info = SampleInfo.decode(members[INFO]) if b"crosspair/1" in members[INFO] else replace(INFO_TEMPLATE, key=name, frames=12)
+            key = keys[i] if keys else info.key
+            entries = write_tar_sample(tar, key, members)
             row = {f: getattr(info, f, 0.0) for f in INDEX_SCHEMA.names}
-            row |= {"sample": info.key, "tar": "train-000000.tar", "members": entries}
+            row |= {"sample": key, "tar": "train-000000.tar", "members": entries}
             rows.append(row | {"digest": sample_digest({e["name"]: e["digest"] for e in entries})})
         finish_tar(tar)
     pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), folder / INDEX_NAME)

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from pairset import FRAMES, INFO_TEMPLATE, SIZE_PX, members_of, regions_of, write_pair_set
 
+from model.cut import frame_outside
+from model.order import Uniform
 from model.stream import Prefetch, ShardStream, StreamConfig, Window, find_pair_set
 from schemas.ids import digest
 from schemas.outlines import outlines_of
@@ -46,14 +48,14 @@ def member(pair_set: Path, key: str, name: str) -> bytes:
 def first_of(folder: Path, key: str) -> int:
     """The position of a sample in the first epoch."""
     stream = ShardStream(folder, CONFIG)
-    return stream.order(0).tolist().index(stream.keys.index(key))
+    return [stream.key(p) for p in range(len(stream))].index(key)
 
 
 def test_each_epoch_has_every_sample_once_in_an_order_of_its_own(pair_set: Path) -> None:
     stream = ShardStream(pair_set, CONFIG)
     assert len(stream) == 3 and stream.skipped == 1
-    orders = [tuple(stream.order(e)) for e in range(20)]
-    assert all(sorted(o) == [0, 1, 2] for o in orders) and len(set(orders)) > 3
+    orders = [tuple(stream.key(p) for p in range(3 * e, 3 * e + 3)) for e in range(20)]
+    assert all(sorted(o) == stream.keys for o in orders) and len(set(orders)) > 3
     seen = Counter(stream.read(p).key for p in range(6))
     assert set(seen) == set(stream.keys) == {digest(k) for k in FRAMES if k != "short"} and set(seen.values()) == {2}
 
@@ -69,9 +71,8 @@ def test_the_order_is_pure(pair_set: Path) -> None:
 
 def test_the_order_never_changes_between_versions() -> None:
     """These numbers are what a checkpoint's position refers to."""
-    stream = ShardStream.__new__(ShardStream)
-    stream.config, stream.keys, stream._cached_order = CONFIG, ["x"] * 8, (-1, np.empty(0, np.int64))
-    assert [stream.order(e).tolist() for e in (0, 1)] == [[7, 6, 1, 2, 5, 3, 4, 0], [3, 6, 1, 5, 2, 4, 7, 0]]
+    order = Uniform(8, 0)
+    assert [order.at(p) for p in range(16)] == [7, 6, 1, 2, 5, 3, 4, 0, 3, 6, 1, 5, 2, 4, 7, 0]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -131,21 +132,10 @@ def test_the_source_is_a_frame_of_the_target_outside_the_window(pair_set: Path) 
     assert len(stills) > 5
 
 
-def test_no_frame_of_the_window_is_ever_the_source_and_any_other_can_be(pair_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def spy(_: bytes, *, first: int, count: int) -> list[None]:
-        assert count == 1
-        asked.append(first)
-        return [None]
-
-    monkeypatch.setattr("model.stream.decode_video", spy)
-    stream = ShardStream(pair_set, CONFIG)
-    for first in range(10 - stream.window + 1):
-        asked.clear()
-        for draw in range(20):
-            stream._source({TARGET: b""}, 10, first, draw)
-        assert set(asked) == set(range(10)) - set(range(first, first + stream.window))
+def test_no_frame_of_the_window_is_ever_the_source_and_any_other_can_be() -> None:
+    for first in range(10 - 6 + 1):
+        assert {frame_outside(10, first, 6, draw) for draw in range(20)} == set(range(10)) - set(range(first, first + 6))
+    assert frame_outside(6, 0, 6, 5) == -1
 
 
 def test_the_source_is_the_still_where_the_window_covers_the_clip(pair_set: Path) -> None:
@@ -206,13 +196,12 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
         stream.read(0)
 
 
-def test_what_the_index_says_and_what_the_tar_holds_must_be_one(tmp_path: Path) -> None:
-    folder = write_pair_set(tmp_path / "set", {k: members_of(k, frames, tmp_path) for k, frames in (("j", 12), ("k", 14))})
-    rows = pq.read_table(folder / INDEX_NAME).to_pylist()
-    rows[0]["members"], rows[1]["members"] = rows[1]["members"], rows[0]["members"]
-    pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), folder / INDEX_NAME)
-    with pytest.raises(ValueError, match=r"train-000000.tar: sample j: its key is 'k', the index says 'j'"):
-        ShardStream(folder, CONFIG).read(first_of(folder, "j"))
+def test_the_sample_in_the_tar_must_be_the_one_that_the_index_means(tmp_path: Path) -> None:
+    members = members_of("k", 12, tmp_path)
+    members[INFO] = members[INFO].replace(b'"key":"k"', b'"key":"j"')
+    stream = ShardStream(write_pair_set(tmp_path / "set", {"k": members}, keys=["k"]), CONFIG)
+    with pytest.raises(ValueError, match=r"train-000000.tar: sample k: its key is 'j', the index says 'k'"):
+        stream.read(0)
 
 
 @pytest.mark.parametrize(("said", "complaint"), [({"frames": 13}, "frames is 13, .* 12"), ({"size_px": 64}, "size_px is 64, .* 96")])
