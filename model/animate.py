@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.checkpoint import find_checkpoint, load_model, load_recipe
+from model.checkpoint import find_checkpoint, load_model, load_recipe, load_text
 from model.controls import Text
 from model.device import device_of
-from model.portrait_dit import no_text
 from model.sampling import SamplerConfig
 from model.vae import codec_of
 from model.windows import sample_windows
@@ -43,6 +42,7 @@ class Animator:
             trained_from = trained_from.parent  # vae/ lies beside it
         self._codec = codec_of(self.recipe.codec, base or trained_from)
         self._device = device_of(device)
+        self._text = Text(*(x.to(self._device) for x in load_text(self.folder, self.recipe.model)))
         try:
             self._model = load_model(self.folder, base=base).eval().requires_grad_(False).to(self._device)
         except torch.OutOfMemoryError as e:
@@ -64,11 +64,10 @@ class Animator:
             prompt: see `model.sampling.sample_window`.
         """
         assert source.shape == (self.recipe.frame_px, self.recipe.frame_px, 3), source.shape
-        text = no_text(self.recipe.model, 1, device=self._device)
         generator = torch.Generator().manual_seed(seed)
         windows = sample_windows(
             self._model,
-            text,
+            self._text,
             self._encode(source[None]),
             (self._encode(np.stack(part))[None] for part in _parts(driving, self.recipe.model.frames)),
             config,

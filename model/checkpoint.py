@@ -3,9 +3,10 @@
 CHECKPOINTS/latest                       the name of the newest folder, replaced last
 CHECKPOINTS/step-000100/portrait.json    sizes, and what else sampling must know: the `Recipe`
 CHECKPOINTS/step-000100/trainer.json     step, place in the stream, settings
+CHECKPOINTS/step-000100/text.safetensors the prompt's embedding that training showed; none where it was zeros
 CHECKPOINTS/step-000100/state/           weights, averages and moments, each worker's shards in a file: see `model.state`
 
-EXPORT/portrait.json
+EXPORT/portrait.json, text.safetensors
 EXPORT/transformer/                      the base: `SD3Transformer2DModel.from_pretrained(EXPORT, subfolder="transformer")`
 EXPORT/lora/                             or what LoRA adds to it: `StableDiffusion3Pipeline.load_lora_weights(EXPORT / "lora")`
 EXPORT/temporal.safetensors              the temporal modules
@@ -28,9 +29,11 @@ from safetensors.torch import load_file, save_file
 
 from model.adapters import LoraConfig, add_adapters, load_adapters, merge_adapters, save_adapters, without_adapters
 from model.base import BaseFolder, find_base, load_fitting
-from model.portrait_dit import PortraitConfig, PortraitDiT
+from model.controls import Text
+from model.portrait_dit import PortraitConfig, PortraitDiT, no_text
 from model.sd35 import load_base
 from model.state import EMA, MODEL, load, weights_of
+from model.text import TEXT_NAME, read_prompt
 from model.workers import Workers
 from schemas.config import parse_config
 from schemas.files import flush_to_disk
@@ -67,6 +70,13 @@ def load_recipe(folder: Path) -> Recipe:
     """Raises ValueError when `folder` holds no checkpoint and no export, or a damaged one."""
     with _naming(folder):
         return parse_config(Recipe, json.loads((folder / _CONFIG).read_text()), where=_CONFIG)
+
+
+def load_text(folder: Path, config: PortraitConfig) -> Text:
+    """The prompt's embedding that the model of a checkpoint or an export was trained with. Raises ValueError when it is damaged."""
+    if not (folder / TEXT_NAME).is_file():
+        return no_text(config, 1)
+    return read_prompt(folder / TEXT_NAME, config)
 
 
 def load_model(folder: Path, *, ema: bool | None = None, merge: bool = True, base: Path | None = None) -> PortraitDiT:
@@ -140,6 +150,8 @@ def export(checkpoint: Path, out: Path, *, ema: bool | None = None, merge: bool 
     partial = out.with_name(f".partial-{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     save_export(model, replace(recipe, ema=False, lora=None if merge else recipe.lora), partial)
+    if (checkpoint / TEXT_NAME).is_file():
+        shutil.copyfile(checkpoint / TEXT_NAME, partial / TEXT_NAME)
     _put(partial, out)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.codec import LatentCodec
 from model.controls import Controls, Kept, Text
+from model.latents import Latents
 from model.objective import ObjectiveConfig, draw_noise, noisy_history, velocity_loss
 from model.portrait_dit import PortraitDiT
-from model.stream import Window
+from model.stream import BadSlot, ShardStream, Window
 from schemas.ids import digest
 
 # Shape suffixes: B batch, F frames of the window, P previous frames, C latent channels, H W latent rows and columns.
@@ -34,19 +36,48 @@ class Examples:
         codec: of the latents.
         objective: how noise is drawn.
         seed: of the run; with a window's position in the stream it seeds its noise.
+        latents: of targets and sources, where they were made before.
+        pictures: the stream that has those of windows without.
     """
 
-    def __init__(self, codec: LatentCodec, objective: ObjectiveConfig, seed: int, device: torch.device) -> None:
-        self.codec, self.objective, self.seed, self.device = codec, objective, seed, device
+    def __init__(
+        self,
+        codec: LatentCodec,
+        objective: ObjectiveConfig,
+        seed: int,
+        device: torch.device,
+        latents: Latents | None,
+        pictures: ShardStream,
+    ) -> None:
+        self.codec, self.objective, self.seed, self.device, self.latents, self.pictures = codec, objective, seed, device, latents, pictures
 
     def __call__(self, window: Window) -> Example:
-        frames = torch.from_numpy(window.target), torch.from_numpy(window.driving), torch.from_numpy(window.source)[None]
-        target, driving, source = (self.codec.encode(f.to(self.device)) for f in frames)
+        driving = self._encoded(window.driving)
+        target, source = self._target(window)
         history_PCHW, target_FCHW = target[: -len(driving)], target[-len(driving) :]
         generator = seeded("noise", self.seed, window.position)
         sigma, noise_FCHW = draw_noise(self.objective, target_FCHW.shape, generator)
         history_PCHW = noisy_history(self.objective, history_PCHW, generator)
-        return Example(source[0], driving, history_PCHW, target_FCHW, sigma, noise_FCHW.to(self.device))
+        return Example(source, driving, history_PCHW, target_FCHW, sigma, noise_FCHW.to(self.device))
+
+    def readable(self, slot: Window | BadSlot) -> Window | BadSlot:
+        """The slot, with pictures where latents were to take their place and there are none of its sample."""
+        if self.latents is None or isinstance(slot, BadSlot) or slot.key in self.latents:
+            return slot
+        return self.pictures.slot(slot.position)
+
+    def _target(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Of all target frames and of the source."""
+        if self.latents is None or len(window.target):
+            return self._encoded(window.target), self._encoded(window.source[None])[0]
+        count = self.pictures.config.history + self.pictures.config.frames
+        found = self.latents.window(window.key, window.first_frame, count, window.source_frame)
+        if found is None:
+            raise ValueError(f"{self.pictures.folder}: sample {window.key} was withdrawn while training read it; start again")
+        return found[0].to(self.device), found[1].to(self.device)
+
+    def _encoded(self, frames: np.ndarray) -> Tensor:
+        return self.codec.encode(torch.from_numpy(frames).to(self.device))
 
 
 def blank(model: PortraitDiT, side: int, device: torch.device) -> Example:

@@ -15,12 +15,13 @@ from model.ema import EmaConfig
 from model.objective import ObjectiveConfig
 from model.parallel import ParallelConfig
 from model.portrait_dit import SD35_MEDIUM, TINY, PortraitConfig
-from model.stream import ShardStream, StreamConfig, find_pair_set
+from model.stream import Shards, ShardStream, StreamConfig, find_pair_set
+from schemas.ids import file_digest
 
 # These may differ between a run and the run that it resumes: they change no weight. `base` is found again by its digest.
 _FREE_ON_RESUME = {
     *("shards", "out", "base", "steps", "checkpoint_every", "keep_checkpoints", "log_every", "log_samples", "sheet", "wandb"),
-    *("ray", "max_failures", "workers", "device", "loader", "micro_batch", "cache_dir", "cache_gb"),
+    *("ray", "max_failures", "workers", "device", "loader", "micro_batch"),
 }
 
 
@@ -45,6 +46,9 @@ class LoaderConfig:
 
     threads: int = 1  # that decode
     ahead: int = 2  # batches that are read before they are asked for
+    cache_dir: Path | None = None  # on each machine, for what is read from an object store; null: it is read each time
+    cache_gb: float = 10.0
+    max_bad_in_a_row: int = 100  # samples of a worker that cannot be used: so many stop the run
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.ahead < 1:
@@ -72,7 +76,8 @@ class ArchitectureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    shards: Path  # a pair set's folder, RUN/shards/SET, or a RUN with only one
+    # A pair set's folder, RUN/shards/SET, or a RUN with only one, or s3://bucket/prefix of one; or several, with weights.
+    shards: Path | str | tuple[Shards, ...]
     out: Path  # the training run's own folder; run again to resume
     model: Literal["tiny", "sd35_medium"] = "tiny"
     base: Path | None = None  # weights to begin with: a folder of SD3 as diffusers saves it; null: random ones
@@ -86,7 +91,13 @@ class TrainConfig:
     codec: Literal["dct", "vae"] = "dct"  # of the latents: without weights, or SD3.5's, in the folder `base`
     frame_px: int | None = None  # None: as in the shards
     mask_dilation: float = 0.01  # of the frame's side
+    mask_dilation_max: float | None = None  # where each window draws its own between the two
     regions: str = "default"  # profile of the region masks
+    flip: float = 0.0  # chance that a window is mirrored
+    colour: float = 0.0  # by how much brightness, contrast and saturation may change
+    mixing: Literal["uniform", "balanced"] = "uniform"  # each clip once an epoch, or all performers equally often
+    latents: bool = False  # of targets and sources: those that `crosspair latents` made, in place of the codec
+    text: Path | None = None  # embedding of the one prompt that training shows, made by `crosspair text-embedding`; null: zeros
     split: str = "train"
     steps: int = 100
     history_from_step: int = 0  # previous frames are dropped before this step: the paper's first stage, 40 000 of its 50 000 steps
@@ -135,6 +146,8 @@ class TrainConfig:
             raise ValueError(f"workers: a number from 1 on, or the least and the most, not {self.workers}")
         if most > self.batch_size:
             raise ValueError(f"workers: {most} of them would share a batch of {self.batch_size}; raise batch_size, or take fewer")
+        if self.latents and (self.flip or self.colour or not isinstance(self.shards, str | Path)):
+            raise ValueError("latents: they are of one pair set's pictures as they are; leave out flip, colour and more sets")
         if self.codec == "vae" and self.base is None:
             raise ValueError("codec: vae needs `base`, a folder of SD3.5 with vae/ in it")
         self.portrait()  # refuses sizes that do not go together
@@ -143,9 +156,23 @@ class TrainConfig:
     def worker_range(self) -> tuple[int, int]:
         return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
 
-    def open_stream(self) -> ShardStream:
+    def open_stream(self, *, pixels: Literal["all", "driving"] = "all") -> ShardStream:
         """The stream of `shards`, at its beginning; raises ValueError as `ShardStream` does."""
-        return ShardStream(find_pair_set(self.shards), self.stream())
+        where = self.shards
+        found = find_pair_set(where) if isinstance(where, str | Path) else [replace(s, place=str(find_pair_set(s.place))) for s in where]
+        return ShardStream(found, replace(self.stream(), pixels=pixels))
+
+    def located(self) -> TrainConfig:
+        """With absolute paths: workers stand elsewhere."""
+
+        def resolved(place: Path | str) -> Path | str:
+            return place if "://" in str(place) else type(place)(Path(place).resolve())
+
+        shards = self.shards
+        moved = resolved(shards) if isinstance(shards, str | Path) else tuple(replace(s, place=str(resolved(s.place))) for s in shards)
+        base = None if self.base is None else self.base.resolve()
+        text = None if self.text is None else self.text.resolve()
+        return replace(self, shards=moved, out=self.out.resolve(), base=base, text=text)
 
     def portrait(self, frame_px: int | None = None) -> PortraitConfig:
         """The model's config, with as much of the position table as frames of this side need (None: of `self.frame_px`)."""
@@ -164,9 +191,16 @@ class TrainConfig:
             history=portrait.history,
             frame_px=self.frame_px,
             mask_dilation=self.mask_dilation,
+            mask_dilation_max=self.mask_dilation_max,
             regions=self.regions,
+            flip=self.flip,
+            colour=self.colour,
+            mixing=self.mixing,
             split=self.split,
             seed=self.seed,
+            cache_dir=self.loader.cache_dir,
+            cache_gb=self.loader.cache_gb,
+            max_bad_in_a_row=self.loader.max_bad_in_a_row,
         )
 
     def check_frame_px(self, frame_px: int) -> None:
@@ -191,6 +225,7 @@ class TrainConfig:
         free = _FREE_ON_RESUME if self.lr_decay == "constant" else _FREE_ON_RESUME - {"steps"}
         fixed: dict[str, Any] = json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in free}, default=str))
         fixed["parallel"] = {"precision": self.parallel.precision}
+        fixed["text"] = None if self.text is None else file_digest(self.text)
         return fixed
 
     def changes(self, before: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -17,10 +17,13 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from model.board import check_wandb
 from model.checkpoint import CHECKPOINTS_NAME, Checkpoints, load_progress
+from model.latents import Latents
 from model.log import LogFollower, read_log
 from model.sd35 import read_sizes, transformer_folder
 from model.settings import TrainConfig
+from model.text import read_prompt
 from model.trainer import LOG_NAME, SHEET_NAME, Diverged, Trainer, check_resumable
+from model.vae import codec_of
 from model.workers import Workers
 from schemas.config import load_config
 from schemas.files import atomic_file
@@ -59,8 +62,7 @@ def train(config: TrainConfig, on_progress: Progress | None = None) -> TrainResu
             no number.
         ray.train.WorkerGroupError: workers died more than `max_failures` times.
     """
-    base = None if config.base is None else config.base.resolve()
-    config = replace(config, shards=config.shards.resolve(), out=config.out.resolve(), base=base)  # Ray Train moves its workers elsewhere
+    config = config.located()
     done = check(config)
     without_sheet = config.sheet.steps > 0 and not (config.out / SHEET_NAME).is_file()
     if done < config.steps or without_sheet:
@@ -76,6 +78,10 @@ def check(config: TrainConfig) -> int:
     """Steps done so far; finds out before any process is started what is wrong with shards, settings and checkpoint (ValueError)."""
     stream = config.open_stream()
     check_wandb(config.wandb)
+    if config.text is not None:
+        read_prompt(config.text, config.portrait())
+    if config.latents:
+        Latents(stream.folder, codec_of(config.codec, config.base), stream.frame_px)
     config.check_frame_px(stream.frame_px)
     if config.base is not None:
         read_sizes(transformer_folder(config.base))

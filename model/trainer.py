@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -38,6 +39,7 @@ from model.controls import Kept, Text
 from model.cost import forward_flops, training_flops
 from model.ema import Ema
 from model.examples import Example, Examples, blank, losses, seed_of, seeded
+from model.latents import Latents
 from model.log import JsonLines, Seen, StepMetrics, TrainLog, memory_gb, peak_flops
 from model.objective import draw_kept
 from model.parallel import spread
@@ -46,6 +48,7 @@ from model.settings import TrainConfig
 from model.sheet import sample_shown, sheet, write_film, write_png
 from model.state import load, save, settled, training_state
 from model.stream import BadSlot, Prefetch, ShardStream, Window
+from model.text import TEXT_NAME, read_prompt
 from model.vae import codec_of
 from model.workers import Workers
 
@@ -76,10 +79,12 @@ class Trainer:
         self.config, self.workers, self.device = config, workers or Workers(), device or torch.device("cpu")
         if self.device.type == "cpu":
             torch.use_deterministic_algorithms(True, warn_only=True)
-        self.stream = config.open_stream()
+        self.stream = config.open_stream(pixels="driving" if config.latents else "all")
+        self.pictures = config.open_stream() if config.latents else self.stream
         config.check_frame_px(self.stream.frame_px)
         self.codec: LatentCodec = codec_of(config.codec, config.base)
-        self.examples = Examples(self.codec, config.objective, config.seed, self.device)
+        latents = Latents(self.stream.folder, self.codec, self.stream.frame_px) if config.latents else None
+        self.examples = Examples(self.codec, config.objective, config.seed, self.device, latents, self.pictures)
         self.checkpoints = Checkpoints(config.out / CHECKPOINTS_NAME, keep=config.keep_checkpoints)
         self.step = self.position = 0
         latest = self.workers.gather(self.checkpoints.latest())[0]  # of all, whatever a shared disk shows to each
@@ -148,6 +153,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
+        slots = [self.examples.readable(s) for s in slots]
         windows = [s for s in slots if isinstance(s, Window)]
         usable = sum(self.workers.gather(len(windows)))
         kept = self.kept()
@@ -232,7 +238,8 @@ class Trainer:
         return blank(self.model, self._side, self.device)
 
     def _text(self) -> Text:
-        return no_text(self.model.config, 1, device=self.device)
+        text = no_text(self.model.config, 1) if self.config.text is None else read_prompt(self.config.text, self.model.config)
+        return Text(*(x.to(self.device) for x in text))
 
     def save(self, *, wait: bool = True) -> None:
         """Writes a checkpoint: copies what changes, and does the rest beside the next steps unless told to `wait`."""
@@ -241,9 +248,9 @@ class Trainer:
         if self.workers.leads:
             self.checkpoints.begin(self.step)
             save_recipe(self.recipe(), folder)
-            save_progress(
-                {"step": self.step, "position": self.position, "stream": self.stream.digest, "config": self.config.fixed()}, folder
-            )
+            if self.config.text is not None:
+                shutil.copyfile(self.config.text, folder / TEXT_NAME)
+            save_progress(self._progress(), folder)
         self.workers.wait()  # for the folder
         self._saving = self.step, save(self._state(), folder / STATE, self.workers)
         if wait:
@@ -275,12 +282,24 @@ class Trainer:
             base=self.base,
         )
 
+    def _progress(self) -> dict[str, Any]:
+        latents = self.examples.latents
+        return {
+            "step": self.step,
+            "position": self.position,
+            "stream": self.stream.digest,
+            "latents": "" if latents is None else latents.digest,
+            "config": self.config.fixed(),
+        }
+
     def _state(self) -> dict[str, Tensor]:
         return training_state(self.model, self.optimizer, self.ema, frozen=self.base is None or self.config.tune == "full")
 
     def _resume(self, folder: Path) -> None:
         progress = load_progress(folder)
         check_resumable(progress, self.config, self.stream, folder)
+        if progress["latents"] != self._progress()["latents"]:
+            raise ValueError(f"{folder}: made with other latents than {self.stream.folder} holds now; choose another `out`")
         self.step, self.position = progress["step"], progress["position"]
         try:
             load(self._state(), folder / STATE, self.workers)
@@ -290,7 +309,7 @@ class Trainer:
     def draw(self, path: Path, diary: _Diary | None) -> None:
         """Samples the first window of the stream, so that pictures of one run show the same frames; with the averages, if any."""
         config = self.config
-        window = _first_window(self.stream)
+        window = _first_window(self.pictures)
         self.model.eval()
         with nullcontext() if self.ema is None else self.ema.swapped(self.model):
             sampled = sample_shown(

@@ -9,6 +9,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.loaders import SD3LoraLoaderMixin
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemReader
 
 from model.adapters import LoraConfig
 from model.base import find_base
@@ -75,7 +76,7 @@ def test_three_steps_and_three_more_are_six_with_dropout_too(lora: TrainConfig, 
         Trainer(replace(stopped, steps=7))
 
 
-def test_the_base_stays_and_is_not_saved_again(lora: TrainConfig, base_folder: Path) -> None:
+def test_the_base_stays_and_is_not_saved_again(lora: TrainConfig, base_folder: Path, tmp_path: Path) -> None:
     trainer, folder = run(lora), latest(lora)
     before = load_file(base_folder / "transformer" / "diffusion_pytorch_model.safetensors")
     after = {k.replace(".base_layer.", "."): v for k, v in trainer.model.base.state_dict().items() if ".lora_" not in k}
@@ -84,17 +85,22 @@ def test_the_base_stays_and_is_not_saved_again(lora: TrainConfig, base_folder: P
     assert names and all(name.endswith(LORA.targets) for name in names)
     assert all(p.requires_grad for p in trainer.model.temporal.parameters())
     assert trainer.ema is not None and len(trainer.ema.averages) == len(trainer.trained) < len(before)
-    weights = {str(p.relative_to(folder)) for p in folder.rglob("*.safetensors")}
-    ours = ("lora/pytorch_lora_weights.safetensors", "temporal.safetensors")
-    assert weights == {*ours, *(f"ema/{name}" for name in ours)}
+    saved = FileSystemReader(folder / "state").read_metadata().state_dict_metadata
+    weights = [k for k in saved if k.startswith("training.model.")]
+    assert len(weights) == len(trainer.trained) + 1  # and the table of positions
+    export(folder, tmp_path / "export", merge=False)
+    files = {str(p.relative_to(tmp_path / "export")) for p in (tmp_path / "export").rglob("*.safetensors")}
+    assert files == {"lora/pytorch_lora_weights.safetensors", "temporal.safetensors"}
+    assert torch.equal(velocity(load_model(tmp_path / "export")), velocity(load_model(folder)))
     assert load_recipe(folder).base == find_base(base_folder)
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_diffusers_loads_the_adapter_with_its_scale(lora: TrainConfig, base_folder: Path, ema: bool) -> None:
+def test_diffusers_loads_the_adapter_with_its_scale(lora: TrainConfig, base_folder: Path, ema: bool, tmp_path: Path) -> None:
     trainer, folder = run(lora), latest(lora)
     merged = load_model(folder, ema=ema)
-    weights, metadata = SD3LoraLoaderMixin.lora_state_dict(folder / "ema" / "lora" if ema else folder / "lora", return_lora_metadata=True)
+    export(folder, tmp_path / "export", ema=ema, merge=False)
+    weights, metadata = SD3LoraLoaderMixin.lora_state_dict(tmp_path / "export" / "lora", return_lora_metadata=True)
     theirs = SD3Transformer2DModel.from_pretrained(base_folder, subfolder="transformer")
     SD3LoraLoaderMixin.load_lora_into_transformer(weights, theirs, metadata=metadata)
     theirs.fuse_lora()
@@ -119,14 +125,14 @@ def test_merged_it_is_a_checkpoint_like_any_other(lora: TrainConfig, tmp_path: P
         export(latest(lora), tmp_path / "merged")
 
 
-def test_a_base_without_a_folder_is_saved_untouched(lora: TrainConfig) -> None:
+def test_a_base_without_a_folder_is_saved_untouched(lora: TrainConfig, tmp_path: Path) -> None:
     lora = replace(lora, base=None, steps=3)
     began = {k: v.clone() for k, v in Trainer(lora).model.base.state_dict().items()}
     trainer, folder = run(lora), latest(lora)
-    base = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer").state_dict()
+    export(folder, tmp_path / "export", merge=False)
+    base = SD3Transformer2DModel.from_pretrained(tmp_path / "export", subfolder="transformer").state_dict()
     assert all(torch.equal(began.get(k, began.get(k.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias"))), v)
                for k, v in base.items())  # fmt: skip
-    assert not (folder / "ema" / "transformer").exists()
     torch.testing.assert_close(velocity(load_model(folder, ema=False)), velocity(trainer.model), atol=1e-5, rtol=1e-4)
 
 
@@ -162,7 +168,9 @@ def test_full_tuning_begins_with_the_base_too(lora: TrainConfig, base_folder: Pa
     assert all(torch.equal(began[k], v) for k, v in load_file(base_folder / "transformer" / "diffusion_pytorch_model.safetensors").items())
     assert all(p.requires_grad for p in Trainer(full).model.parameters())
     run(full)
-    assert load_recipe(latest(full)).base == find_base(base_folder) and (latest(full) / "transformer").is_dir()
+    assert load_recipe(latest(full)).base == find_base(base_folder)
+    began = Trainer(full).model.base.state_dict()  # resumed from the checkpoint alone
+    assert all(torch.equal(began[k], v) for k, v in load_model(latest(full), ema=False).base.state_dict().items())
 
 
 def test_what_does_not_fit_is_refused(lora: TrainConfig, base_folder: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def shards(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sampled(trainer: Trainer, windows: list[Window]) -> np.ndarray:
     """Their frames from noise in 40 steps, given source and driving regions, by the averages; uint8 RGB (window, F, S, S, 3)."""
-    examples = [trainer.example(w) for w in windows]
+    examples = [trainer.examples(w) for w in windows]
     noise_BFCHW = torch.randn(len(windows), *examples[0].target_FCHW.shape, generator=torch.Generator().manual_seed(0))
     controls = Controls(
         source_BCHW=torch.stack([e.source_CHW for e in examples]), driving_BFCHW=torch.stack([e.driving_FCHW for e in examples])

@@ -1,16 +1,17 @@
 """The log is followed without reading it again and again, and across a worker that resumes."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from model.log import LogFollower, StepMetrics, TrainLog, read_log
+from model.log import LogFollower, Seen, StepMetrics, TrainLog, read_log
 
 
 def write(log: TrainLog, *steps: int) -> None:
     for step in steps:
-        log.add(StepMetrics(float(step), 1.0), samples=1)
+        log.add(StepMetrics(float(step), 1.0))
         log.write(step, lr=0.1)
 
 
@@ -59,14 +60,17 @@ def test_what_was_read_is_not_read_again(tmp_path: Path) -> None:
 
 
 def test_a_record_says_how_fast_and_at_which_noise(tmp_path: Path) -> None:
-    log = TrainLog(tmp_path / "train.jsonl", 0)
-    log.add(StepMetrics(2.0, 1.0, ((0.1, 1.0), (0.9, 3.0)), 7e12), samples=2)
-    log.add(StepMetrics(4.0, 1.0, ((0.8, 4.0), (1.0, 8.0)), 5e12), samples=2)
+    log = TrainLog(tmp_path / "train.jsonl", 0, peak_flops=1e15)
+    log.add(StepMetrics(2.0, 1.0, (Seen(0, "a", 0.1, 1.0), Seen(1, "b", -1.0, 0.0), Seen(2, "c", 0.9, 3.0)), 7e12, 0.0, 2.5))
+    log.add(StepMetrics(4.0, 1.0, (Seen(3, "a", 0.8, 4.0), Seen(4, "b", 1.0, 8.0)), 5e12, 0.0, 1.5))
     log.write(2, lr=0.1)
-    log.add(StepMetrics(1.0, 1.0, ((0.3, 1.0),)), samples=1)
-    log.write(3, lr=0.1)
+    log.add(StepMetrics(math.nan, 0.0, (Seen(5, "b", -1.0, 0.0),)))
+    assert log.write(3, lr=0.1) is None  # nothing was learned
+    log.add(StepMetrics(1.0, 1.0, (Seen(6, "a", 0.3, 1.0),)))
+    log.write(4, lr=0.1)
     first, second = read_log(tmp_path / "train.jsonl")
     assert first["loss"] == 3.0 and first["loss_sigma_00"] == 1.0 and first["loss_sigma_75"] == 5.0
     assert "loss_sigma_25" not in first and second["loss_sigma_25"] == 1.0 and "loss_sigma_75" not in second
     assert 0 < first["model_tflops_per_s"] == pytest.approx(3 * first["samples_per_s"], rel=1e-3)
-    assert 0.01 < first["memory_gb"] < 1000
+    assert first["mfu"] == pytest.approx(first["model_tflops_per_s"] / 1000, abs=1e-4)
+    assert first["memory_gb"] == 2.5 and (first["skipped"], second["skipped"]) == (1, 1)

@@ -21,7 +21,7 @@ def plain(frames: int, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def drawn() -> tuple[Window, np.ndarray]:
-    window = Window("k", 0, 0, source=plain(1, RED)[0], target=plain(3, GREEN), driving=plain(2, BLUE))
+    window = Window("k", 0, 0, source=plain(1, RED)[0], target=plain(3, GREEN), driving=plain(2, BLUE), source_frame=-1)
     return window, sample_shown(PortraitDiT(CONFIG), DctCodec(), window, no_text(CONFIG, 1), steps=1, seed=0, shift=3.0)
 
 

@@ -1,9 +1,11 @@
 """The loop: it learns, it resumes bit for bit, and it refuses to go on as another run."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
@@ -11,15 +13,18 @@ from pairset import members_of, write_pair_set
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.adapters import LoraConfig
-from model.checkpoint import Checkpoints, Recipe, export, load_model, load_progress, load_recipe
+from model.checkpoint import Checkpoints, Recipe, export, load_model, load_progress, load_recipe, load_text
+from model.codec import DctCodec
 from model.controls import P
 from model.guidance import Guidance
+from model.latents import write_latents
 from model.log import read_log
 from model.objective import ObjectiveConfig
 from model.portrait_dit import no_text
 from model.sampling import SamplerConfig
-from model.settings import SheetConfig, TrainConfig
-from model.trainer import LOG_NAME, Diverged, Trainer
+from model.settings import LoaderConfig, SheetConfig, TrainConfig
+from model.text import encode_text_file
+from model.trainer import LOG_NAME, SEEN_NAME, Diverged, Trainer
 from model.windows import sample_video
 
 PLAIN = Guidance(source=1, driving=1, history=1)  # no guidance: the fully conditioned output
@@ -103,7 +108,7 @@ def test_an_export_loads_in_diffusers(config: TrainConfig, tmp_path: Path) -> No
     sampled_with = load_model(latest(config))
     assert sampled_with.config == config.portrait() and torch.equal(sampled_with.base.proj_out.weight, averages.proj_out.weight)
     assert torch.equal(load_model(tmp_path / "averages").temporal[0].qkv.weight, sampled_with.temporal[0].qkv.weight)
-    assert {"step", "position", "stream", "config"} == set(load_progress(latest(config)))
+    assert {"step", "position", "stream", "latents", "config"} == set(load_progress(latest(config)))
 
 
 def test_old_checkpoints_go(config: TrainConfig) -> None:
@@ -295,3 +300,90 @@ def test_history_can_be_left_out_altogether(config: TrainConfig) -> None:
     run(replace(config, history=0, steps=2, sheet=SheetConfig(steps=1, rows=1)))
     recipe = load_recipe(latest(config))
     assert recipe.model.history == 0 and not recipe.history_trained
+
+
+def broken(pair_set: Path, key: str) -> None:
+    """A sample's bytes, where they lie in the tar."""
+    row = next(r for r in pq.read_table(pair_set / "index.parquet").to_pylist() if r["sample"] == key)
+    member = next(m for m in row["members"] if m["name"] == "driving.mp4")
+    with (pair_set / row["tar"]).open("r+b") as tar:
+        tar.seek(member["offset"])
+        tar.write(b"\0" * 100)
+
+
+def test_a_sample_that_cannot_be_used_weighs_nothing(config: TrainConfig, tmp_path: Path) -> None:
+    """Gradients are of the others alone, the place in the stream goes on, and the log says so."""
+    config = replace(config, shards=tmp_path / "set", batch_size=3, steps=2, log_samples=True)
+    write_pair_set(tmp_path / "set", {k: members_of(k, 14, tmp_path) for k in "abc"})
+    whole = Trainer(config)
+    slots = whole.stream.batch(0, 3)
+    lost = slots[1].key
+    without = whole.train_step([slots[0], slots[2]])
+    broken(tmp_path / "set", lost)
+    trainer = run(config)
+    records = [json.loads(line) for line in (config.out / SEEN_NAME).read_text().splitlines()]
+    assert [r["samples"].count(None) for r in records] == [1, 1] and records[0]["samples"][1] is None and records[1]["first"] == 3
+    assert [r["skipped"] for r in read_log(config.out / LOG_NAME)] == [1, 1] and trainer.position == 6
+    assert losses(config)[0] == pytest.approx(without.loss, rel=1e-6)
+
+
+def test_where_no_sample_of_a_step_can_be_used_nothing_moves(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, shards=tmp_path / "set", batch_size=1, steps=3, checkpoint_every=1)
+    write_pair_set(tmp_path / "set", {k: members_of(k, 14, tmp_path) for k in "ab"})
+    lost = Trainer(config).stream.key(1)
+    broken(tmp_path / "set", lost)
+    trainer = run(config)
+    first, second = (load_model(config.out / "checkpoints" / f"step-00000{i}", ema=False).state_dict() for i in (1, 2))
+    assert all(torch.equal(first[k], second[k]) for k in first) and trainer.position == 3
+    assert [r["step"] for r in read_log(config.out / LOG_NAME)] == [1, 3]
+    with pytest.raises(ValueError, match=r"2 .*in a row"):
+        broken(tmp_path / "set", Trainer(replace(config, steps=9)).stream.key(0))
+        run(replace(config, out=tmp_path / "other", loader=LoaderConfig(max_bad_in_a_row=2)))
+
+
+def test_latents_that_were_made_before_train_as_pictures_do(config: TrainConfig, tmp_path: Path) -> None:
+    """To the rounding of 16 bits; a sample without is encoded as ever, and nobody decodes what is not needed."""
+    samples = {k: members_of(k, 14, tmp_path) for k in "abc"}
+    pair_set = write_pair_set(tmp_path / "set", samples)
+    plain = replace(config, shards=pair_set, batch_size=3, steps=2)
+    with pytest.raises(ValueError, match="crosspair latents"):
+        Trainer(replace(plain, latents=True))
+    write_latents(pair_set, DctCodec(), frame_px=32)
+    cached = replace(plain, latents=True, out=tmp_path / "cached")
+    assert losses(run(plain).config) == pytest.approx(losses(run(cached).config), abs=2e-3)
+    assert losses(plain) != losses(cached)
+    trainer = Trainer(replace(cached, steps=3))
+    window = trainer.stream.batch(0, 1)[0]
+    assert len(window.target) == 0 and trainer.examples.readable(window) is window
+    del trainer.examples.latents._rows[window.key]
+    target = trainer.examples.readable(window).target
+    assert len(target) == 6 and torch.equal(
+        trainer.examples(trainer.examples.readable(window)).target_FCHW, DctCodec().encode(torch.from_numpy(target))[2:]
+    )
+    with pytest.raises(ValueError, match="leave out flip"):
+        replace(cached, flip=0.5)
+
+
+def test_the_prompt_that_training_shows_goes_with_the_model(config: TrainConfig, tmp_path: Path) -> None:
+    portrait = config.portrait()
+    tokens, pooled = torch.randn(portrait.text_tokens, portrait.text_dim), torch.randn(portrait.pooled_dim)
+    (tmp_path / "text.safetensors").write_bytes(encode_text_file(tokens, pooled, prompt="a face", encoders={}))
+    told = replace(config, steps=1, text=tmp_path / "text.safetensors")
+    run(told)
+    export(latest(told), tmp_path / "export")
+    for folder in (latest(told), tmp_path / "export"):
+        text = load_text(folder, portrait)
+        assert torch.equal(text.tokens_BLD[0], tokens) and torch.equal(text.pooled_BD[0], pooled)
+    assert losses(told) != losses(run(replace(config, steps=1, out=tmp_path / "untold")).config)
+    (tmp_path / "text.safetensors").write_bytes(encode_text_file(tokens, 0 * pooled, prompt="a face", encoders={}))
+    with pytest.raises(ValueError, match="text"):
+        Trainer(replace(told, steps=2))
+
+
+def test_what_is_watched_is_written_for_tensorboard(config: TrainConfig) -> None:
+    run(replace(config, steps=2, sheet=SheetConfig(steps=1, rows=1, every=1)))
+    events = b"".join(p.read_bytes() for p in (config.out / "tensorboard").iterdir())
+    assert all(name in events for name in (b"train/loss", b"train/data_wait", b"train/memory_gb", b"sampled"))
+    assert sorted(p.name for p in (config.out / "samples").iterdir()) == [
+        f"step-00000{i}.{kind}" for i in (1, 2) for kind in ("mp4", "png")
+    ]
