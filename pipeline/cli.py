@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from pipeline.cli_animate import animate
+from pipeline.cli_export import export
 from pipeline.cli_latents import latents, text_embedding
 from pipeline.cli_models import models_app
 from pipeline.interrupts import resumable
@@ -32,6 +33,7 @@ app.add_typer(models_app, name="models", help="Weights: what is expected where, 
 pairs_app = typer.Typer(no_args_is_help=True)
 app.add_typer(pairs_app, name="pairs", help="The pairs of a run: more people who appear.")
 app.command()(animate)
+app.command()(export)
 app.command()(latents)
 app.command("text-embedding")(text_embedding)
 console = Console(highlight=False, soft_wrap=True)
@@ -241,7 +243,7 @@ def report(run_: RunPath) -> None:
 
 @app.command()
 def train(config: ConfigPath, set_: Overrides = None) -> None:
-    """Trains the diffusion transformer on a run's shards under Ray Train."""
+    """Trains the diffusion transformer on a run's shards under Ray Train; run it again to resume."""
 
     def show(record: dict[str, float]) -> None:
         numbers = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in record.items() if k != "step")

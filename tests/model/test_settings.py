@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from model.settings import SheetConfig, TrainConfig
+from model.parallel import ParallelConfig
+from model.settings import LoaderConfig, SheetConfig, TrainConfig
+from model.stream import Shards
 from schemas.config import load_config, parse_config
 
 ROOT = Path(__file__).parents[2]
@@ -14,6 +16,17 @@ ROOT = Path(__file__).parents[2]
 def test_the_shipped_config_is_valid() -> None:
     config = load_config(TrainConfig, ROOT / "configs" / "train" / "tiny.yaml", ["steps=7", "sheet.steps=0"])
     assert config.steps == 7 and config.sheet.steps == 0 and config.portrait().frames == 8 and config.ray.address is None
+    paper = load_config(TrainConfig, ROOT / "configs" / "train" / "paper.yaml", [])
+    assert paper.worker_range == (8, 32) and paper.batch_size == 32 and paper.steps - paper.history_from_step == 10_000
+    assert (paper.portrait().frames, paper.portrait().history, paper.stream().frame_px) == (16, 3, 576)
+
+
+def test_shards_are_a_folder_a_bucket_or_several_with_weights() -> None:
+    several = parse_config(TrainConfig, {"shards": [{"place": "a", "weight": 2}, {"place": "s3://b/c"}], "out": "o"})
+    assert several.shards == (Shards("a", 2.0), Shards("s3://b/c"))
+    located = several.located()
+    assert located.shards == (Shards(str(Path("a").resolve()), 2.0), Shards("s3://b/c")) and located.out.is_absolute()
+    assert parse_config(TrainConfig, {"shards": "s3://b/c", "out": "o"}).located().shards == "s3://b/c"
 
 
 @pytest.mark.parametrize(
@@ -53,6 +66,10 @@ def test_what_changes_weights_may_not_change_on_resume() -> None:
     before = config.fixed()
     free = replace(config, out=Path("p"), steps=7, sheet=SheetConfig(steps=0), max_failures=5, keep_checkpoints=9)
     assert free.changes(before) == []
+    elsewhere = replace(config, device="cpu", micro_batch=1, parallel=ParallelConfig(recompute=True), loader=LoaderConfig(threads=4))
+    assert replace(elsewhere, batch_size=8, workers=(1, 8)).changes(replace(config, batch_size=8).fixed()) == []
+    half = replace(config, parallel=ParallelConfig(precision="bf16"))
+    assert half.changes(before) == ["parallel.precision (was fp32, is bf16)"]
     assert replace(config, cpus=2).changes(before) == ["cpus (was 1, is 2)"]
     chances = replace(config, objective=replace(config.objective, dropout_chances=(0.0, 0.0, 0.5)))
     assert chances.changes(before) == ["objective.dropout_chances (was [0.1, 0.1, 0.2], is [0.0, 0.0, 0.5])"]

@@ -387,3 +387,31 @@ def test_what_is_watched_is_written_for_tensorboard(config: TrainConfig) -> None
     assert sorted(p.name for p in (config.out / "samples").iterdir()) == [
         f"step-00000{i}.{kind}" for i in (1, 2) for kind in ("mp4", "png")
     ]
+
+
+def test_when_a_machine_is_to_be_taken_away_a_checkpoint_is_written_and_training_goes_on(config: TrainConfig) -> None:
+    asked: list[int] = []
+    trainer = Trainer(replace(config, steps=25, checkpoint_every=100))
+
+    def leaving() -> bool:
+        asked.append(trainer.step)
+        return trainer.step >= 20
+
+    trainer.train(leaving)
+    assert asked == [10, 20]  # and, once it is so, no more
+    assert sorted(p.name for p in (config.out / "checkpoints").glob("step-*")) == ["step-000020", "step-000025"]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_old_one(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(replace(config, steps=3))
+    trainer = Trainer(config)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)
+    with pytest.raises(ValueError, match=r"partial-step-000006: a checkpoint cannot be written; is the disk full.*No space left"):
+        trainer.train()
+    assert latest(config).name == "step-000003"

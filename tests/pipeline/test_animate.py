@@ -177,3 +177,11 @@ def test_a_real_clip(world: Path, shared: Path, tmp_path: Path) -> None:
     rate, picture_s, sound_s = rate_and_seconds(tmp_path / "film.mp4")
     assert rate == FPS and abs(picture_s - 2.4) < 1e-3 and abs(sound_s - 2.4) < AAC_FRAME_S
     assert len(decode_video(tmp_path / "film.mp4")) == len(decode_video(tmp_path / "film.driving.mp4")) == 60
+
+
+def test_an_export_animates_as_its_checkpoint_does(world: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", str(world / "checkpoint"), str(tmp_path / "export")])
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in (tmp_path / "export").iterdir()} == {"portrait.json", "temporal.safetensors", "transformer"}
+    again = CliRunner().invoke(app, ["export", str(world / "checkpoint"), str(tmp_path / "export")])
+    assert again.exit_code != 0
