@@ -79,7 +79,7 @@ class Window:
     source: np.ndarray  # (S, S, 3), a still of the target's person; (0, S, S, 3) where only driving pixels are asked for
     target: np.ndarray  # (F' + F, S, S, 3): the previous frames, then those to be made; (0, S, S, 3) as above
     driving: np.ndarray  # (F, S, S, 3): eyes, nose and mouth of the driving frames, the rest black
-    source_frame: int  # of the clip, which `source` is; -1: it is the sample's own still
+    source_frame: int = -1  # of the clip, which `source` is; -1: it is the sample's own still
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ def _fetch(store: Store, row: Mapping[str, Any], members: Sequence[Mapping[str, 
     except StorageError:
         raise
     except _NO_SUCH_FILE as e:
+        if store.size(INDEX_NAME) < 0:
+            raise StorageError(errno.ENOENT, "the pair set's folder was there before and is not now", str(store)) from e
         raise ValueError(_why_gone(str(store), row["tar"], e.errno or errno.ENOENT)) from e
     except OSError as e:
         raise StorageError(e.errno or 0, e.strerror or str(e), store.at(row["tar"])) from e
@@ -119,7 +121,4 @@ def _holds(header: bytes) -> str:
 
 @lru_cache(maxsize=64)  # it takes reading the index, and a tar has many samples
 def _why_gone(place: str, tar: str, number: int) -> str:
-    store = open_store(place)
-    if store.size(INDEX_NAME) < 0:
-        raise StorageError(errno.ENOENT, "the pair set's folder was there before and is not now", place)
-    return why_unreadable(store, tar, OSError(number, os.strerror(number)))  # of the subclass that the number names
+    return why_unreadable(open_store(place), tar, OSError(number, os.strerror(number)))  # of the subclass that the number names
