@@ -55,11 +55,12 @@ class TrainLog:
     Args:
         path: of the file.
         step: that training goes on from.
+        workers: how many train together.
         peak_flops: what all accelerators together can do in a second; 0: not known.
     """
 
-    def __init__(self, path: Path, step: int, *, peak_flops: float = 0.0) -> None:
-        self._lines, self._peak_flops = JsonLines(path, step), peak_flops
+    def __init__(self, path: Path, step: int, *, workers: int = 1, peak_flops: float = 0.0) -> None:
+        self._lines, self._workers, self._peak_flops = JsonLines(path, step), workers, peak_flops
         self._clear()
 
     def _clear(self) -> None:
@@ -91,6 +92,7 @@ class TrainLog:
             "model_tflops_per_s": round(flops / 1e12, 6),
             "memory_gb": round(max(s.memory_gb for s in self._steps), 3),
             "skipped": len(seen) - len(used),  # samples that could not be used
+            "workers": self._workers,
         }
         if self._peak_flops:
             record["mfu"] = round(flops / self._peak_flops, 4)

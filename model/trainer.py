@@ -113,7 +113,7 @@ class Trainer:
         """
         config = self.config
         remaining = max(config.steps - self.step, 0)
-        diary = _Diary(config, self.step, self.workers.world * peak_flops(self.device)) if self.workers.leads else None
+        diary = _Diary(config, self.step, self.workers.world, peak_flops(self.device)) if self.workers.leads else None
         if remaining and diary is not None:
             for drawn in (config.out / SHEET_NAME, (config.out / SHEET_NAME).with_suffix(".mp4")):  # of fewer steps
                 drawn.unlink(missing_ok=True)
@@ -330,9 +330,9 @@ class Trainer:
 class _Diary:
     """What the leading worker writes down while training runs."""
 
-    def __init__(self, config: TrainConfig, step: int, peak: float) -> None:
+    def __init__(self, config: TrainConfig, step: int, world: int, peak: float) -> None:
         self._config = config
-        self._log = TrainLog(config.out / LOG_NAME, step, peak_flops=peak)
+        self._log = TrainLog(config.out / LOG_NAME, step, workers=world, peak_flops=world * peak)
         self._seen = JsonLines(config.out / SEEN_NAME, step) if config.log_samples else None
         self._board = Board(config.out, step, wandb=config.wandb, config=json.loads(json.dumps(asdict(config), default=str)))
 

@@ -80,6 +80,20 @@ def test_a_worker_alone_that_is_killed_ends_where_the_bare_loop_ends(config: Tra
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.slow
+def test_as_many_workers_train_as_there_is_room_for(config: TrainConfig) -> None:
+    """Of four CPUs; what one worker began, two finish."""
+    config = replace(config, workers=(1, 2), steps=3)
+    train(replace(config, cpus=3))
+    assert {r["workers"] for r in read_log(config.out / LOG_NAME)} == {1}
+    (config.out / "checkpoints" / "step-000003" / "trainer.json").write_text(
+        (config.out / "checkpoints" / "step-000003" / "trainer.json").read_text().replace('"cpus": 3', '"cpus": 1')
+    )
+    train(replace(config, steps=6))
+    assert [r["workers"] for r in read_log(config.out / LOG_NAME)] == [1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_what_trying_again_cannot_mend_is_told_and_not_tried_again(config: TrainConfig, tmp_path: Path) -> None:
     members = members_of("k", 12, tmp_path)
     shards = write_pair_set(tmp_path / "set", {"k": members | {TARGET: members[TARGET][:200]}})

@@ -195,7 +195,7 @@ def test_the_log_says_what_a_step_took(config: TrainConfig) -> None:
     records = read_log(config.out / LOG_NAME)
     assert [r["step"] for r in records] == [2, 3, 4, 5]  # every second step, and at each checkpoint
     assert [r["lr"] for r in records] == [1e-3] * 4
-    always = {"step", "loss", "grad_norm", "lr", "data_wait", "samples_per_s", "model_tflops_per_s", "memory_gb", "skipped"}
+    always = {"step", "loss", "grad_norm", "lr", "data_wait", "samples_per_s", "model_tflops_per_s", "memory_gb", "skipped", "workers"}
     assert all(set(r) - always <= {f"loss_sigma_{part}" for part in ("00", "25", "50", "75")} and always < set(r) for r in records)
     assert all(0 <= r["data_wait"] <= 1 and min(r["samples_per_s"], r["grad_norm"], r["model_tflops_per_s"]) > 0 for r in records)
 
