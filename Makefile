@@ -1,6 +1,8 @@
 # Everything here sets itself up: a .venv from pyproject.toml and constraints.txt. Needs Python 3.11 or 3.12 and the package registry.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 DEMO ?= demo
+# test files go to so many processes, each with a Ray of its own if it needs one
+JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/ready
 
@@ -24,11 +26,11 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 # what takes minutes; .ci/run runs it beside the rest
 slow: $(READY)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n $(JOBS) --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
