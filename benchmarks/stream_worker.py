@@ -99,19 +99,19 @@ def stop(job: Job, kind: Any) -> None:
 
 
 def rest(job: Job, kind: Any) -> dict[str, Any]:
-    """Goes on from what was saved to the end of the epoch."""
+    """Goes on from what was saved to the end of the epoch; where that is refused, begins the epoch anew."""
     reader = kind(job)
     refused = ""
     try:
         reader.load([Path(p) for p in job.states if Path(p).is_file()])
     except Exception as e:
-        return {"keys": [], "refused": _said(e)}
+        reader, refused = kind(job), _said(e)
     keys: list[str] = []
     try:
         for batch in reader.batches():
             keys += [key for key, _ in batch]
     except Exception as e:
-        refused = _said(e)
+        refused = f"stops: {_said(e)}"
     return {"keys": keys, "refused": refused}
 
 
