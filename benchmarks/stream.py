@@ -14,8 +14,8 @@ theirs: two DataLoader processes, which hand pictures over in shared memory). Th
 
 Kill and resize: two ranks read some steps, save what their library's documentation says to save, read on, and are killed. Three ranks go
 on from it to the end of the epoch. A sample read twice (what was undone by the death does not count) is a duplicate, one never read a
-miss. Where a library refuses, its words are shown, and the epoch begins anew. Energon documents one way (`checkpoint redist`) if ranks times
-workers stay the same: two ranks of three workers become three of two.
+miss. Where a library refuses, its words are shown, and the epoch begins anew. Energon documents one way
+(`checkpoint redist`) if ranks times workers stay the same: two ranks of three workers become three of two.
 """
 
 from __future__ import annotations

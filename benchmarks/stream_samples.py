@@ -27,7 +27,6 @@ from schemas.sample import (
     sample_digest,
     write_tar_sample,
 )
-from schemas.video import decode_video
 from stages.encode import VideoWriter, encode_png
 
 FPS, CONTENTS = 25, 6
@@ -140,16 +139,3 @@ def _info(key: str, size_px: int, frames: int) -> SampleInfo:
         size_px=size_px,
         has_audio=False,
     )
-
-
-def window_seconds(clip: bytes, count: int, repeats: int) -> list[float]:
-    """CPU seconds that `count` frames of a clip take to decode, from first frames at equal distances on; the clip has more than `count`."""
-    import time
-
-    last = len(decode_video(clip)) - count
-    taken = []
-    for k in range(repeats):
-        began = time.thread_time()
-        decode_video(clip, first=k * last // max(repeats - 1, 1), count=count)
-        taken.append(time.thread_time() - began)
-    return taken
