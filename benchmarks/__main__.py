@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-_ALWAYS = ("memory", "noop", "plan", "prepare", "reenactor", "engine", "dit")
+_ALWAYS = ("memory", "noop", "plan", "prepare", "reenactor", "engine", "dit", "datawait", "stream")
 _WITH_REAL_CLIPS = ("meshwarp",)
 
 

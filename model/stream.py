@@ -102,7 +102,7 @@ class ShardStream:
         self.digest = digests[0] if len(places) == 1 else digest("streams", *digests, *map(str, map(float, weights)))
         lengths = [len(s.keys) for s in self._sets]
         self._firsts = [sum(lengths[:k]) for k in range(len(lengths))]
-        self._weighted = any(w != 1 for w in weights)
+        self._weighted = len(places) > 1 and any(w != 1 for w in weights)
         self._order = self._mix(whole_shares(weights)) if self._weighted else self._order_of(self._sets)
         self._cache = None if config.cache_dir is None else Cache(config.cache_dir, int(config.cache_gb * _GB))
         self._told: set[int] = set()
