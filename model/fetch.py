@@ -33,8 +33,11 @@ def is_file_name(name: str) -> bool:
     return _FILE_NAME.fullmatch(name) is not None and len(name.encode()) <= _MAX_NAME_BYTES
 
 
-def fetch_members(store: Store, row: Mapping[str, Any], names: Sequence[str], cache: Cache | None = None) -> dict[str, bytes]:
-    """Bytes of the named members of one index row, each with the digest that the index gives it.
+def fetch_members(
+    store: Store, row: Mapping[str, Any], names: Sequence[str], cache: Cache | None = None, *, digests: bool = True
+) -> dict[str, bytes]:
+    """Bytes of the named members of one index row, each with the digest that the index gives it, unless these are not asked for and
+    nothing goes into the cache.
 
     Raises:
         ValueError: the sample lacks one, the index contradicts itself or the tar, or the tar is gone, ends early or is damaged.
@@ -49,7 +52,8 @@ def fetch_members(store: Store, row: Mapping[str, Any], names: Sequence[str], ca
             return _checked(members, [kept[end - m["size"] : end] for end, m in zip(ends, members, strict=True)])
         except ValueError:  # the cache's damage, not the sample's
             cache.drop(kept_as)
-    found = _checked(members, _fetch(store, row, members))
+    parts = _fetch(store, row, members)
+    found = _checked(members, parts) if digests or kept_as else {m["name"]: part for m, part in zip(members, parts, strict=True)}
     if cache is not None and kept_as:
         cache.put(kept_as, b"".join(found.values()))
     return found
@@ -104,7 +108,10 @@ def _fetch(store: Store, row: Mapping[str, Any], members: Sequence[Mapping[str, 
         header = stretch[at - tarfile.BLOCKSIZE : at]
         if header != tar_header(name, m["size"]):
             raise ValueError(f"the tar {_holds(header)} where the index says {name} of {m['size']} bytes")
-        parts.append(stretch[at : at + m["size"]])
+        part = stretch[at : at + m["size"]]
+        if len(part) < m["size"]:
+            raise ValueError(f"the tar has ended within {name}")
+        parts.append(part)
     return parts
 
 

@@ -46,6 +46,7 @@ class LoaderConfig:
 
     threads: int = 1  # that decode
     ahead: int = 2  # batches that are read before they are asked for
+    check: Literal["digests", "headers"] = "digests"  # of what is read
     cache_dir: Path | None = None  # on each machine, for what is read from an object store; null: it is read each time
     cache_gb: float = 10.0
     max_bad_in_a_row: int = 100  # samples of a worker that cannot be used: so many stop the run
@@ -198,6 +199,7 @@ class TrainConfig:
             mixing=self.mixing,
             split=self.split,
             seed=self.seed,
+            check=self.loader.check,
             cache_dir=self.loader.cache_dir,
             cache_gb=self.loader.cache_gb,
             max_bad_in_a_row=self.loader.max_bad_in_a_row,

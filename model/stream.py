@@ -149,14 +149,29 @@ class ShardStream:
             ValueError: the sample is of another format, damaged or missing; names it and its tar.
             OSError: the storage fails, and nothing is known about the sample.
         """
-        place = self._order.at(position)
-        k = bisect_right(self._firsts, place) - 1
-        store, row = self._sets[k].store, self._sets[k].row(place - self._firsts[k])
+        store, row, k = self._row(position)
         try:
-            members = fetch_members(store, row, self.config.members, self._cache)
+            members = self._fetch(store, row, self.config.members)
             return _cut(members, row, position, self.config, self.frame_px, self._drawn_for(position, row["sample"], k))
         except ValueError as e:
             raise ValueError(f"{store.at(row['tar'])}: sample {row['sample']}: {e}") from e
+
+    def members(self, position: int) -> dict[str, bytes]:
+        """All members of the sample at a position, as they are, for who decodes them himself; raises as `read`."""
+        store, row, _ = self._row(position)
+        try:
+            return self._fetch(store, row, [m["name"] for m in row["members"]])
+        except ValueError as e:
+            raise ValueError(f"{store.at(row['tar'])}: sample {row['sample']}: {e}") from e
+
+    def _fetch(self, store: Store, row: dict[str, Any], names: Sequence[str]) -> dict[str, bytes]:
+        return fetch_members(store, row, names, self._cache, digests=self.config.check == "digests")
+
+    def _row(self, position: int) -> tuple[Store, dict[str, Any], int]:
+        """Of the index, and of which set, counted from 0."""
+        place = self._order.at(position)
+        k = bisect_right(self._firsts, place) - 1
+        return self._sets[k].store, self._sets[k].row(place - self._firsts[k]), k
 
     def _drawn_for(self, position: int, key: str, k: int) -> tuple[str | int, ...]:
         """What names the draws of a window. Where a sample can come twice in an epoch, they are of its position."""

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from benchmarks.stream_readers import FRAMES, HISTORY, Job
 from model.stream import Prefetch, ShardStream, StreamConfig
-from schemas.sample import read_members
-
-_THREADS = "threads" in inspect.signature(Prefetch.__init__).parameters
 
 
 class Reader:
+    """With digests of every byte checked, as by default."""
+
+    check: Literal["digests", "headers"] = "digests"
+
     def __init__(self, job: Job) -> None:
         self.job, self.position = job, 0
-        self.stream = ShardStream(Path(job.tars), StreamConfig(frames=FRAMES, history=HISTORY, seed=job.seed))
+        self.stream = ShardStream(Path(job.tars), StreamConfig(frames=FRAMES, history=HISTORY, seed=job.seed, check=self.check))
         self.size = job.batch * job.world
 
     def batches(self) -> Iterator[list[tuple[str, Any]]]:
@@ -35,8 +32,7 @@ class Reader:
     def _decoded(self, steps: int) -> Iterator[list[tuple[str, Any]]]:
         rank, world = self.job.rank, self.job.world
         if self.job.workers:
-            threads = {"threads": self.job.workers} if _THREADS else {}
-            with Prefetch(self.stream, self.size, rank=rank, world=world, **threads) as prefetch:
+            with Prefetch(self.stream, self.size, rank=rank, world=world, threads=self.job.workers) as prefetch:
                 yield from map(self._of_this_epoch, prefetch.batches(self.position, steps))
         else:
             for _ in range(steps):
@@ -63,18 +59,8 @@ class Reader:
                 yield [f.result() for f in ahead.popleft()]
 
     def members(self, position: int) -> tuple[str, dict[str, bytes]]:
-        """All members of the sample at a position, as the stream reads them: each is checked against its digest."""
-        stream: Any = self.stream
-        if hasattr(stream, "members"):
-            found = stream.members(position)
-            return stream.key(position), found
-        if hasattr(stream, "_sets"):
-            from model.fetch import fetch_members
-
-            row = stream._sets[0].row(stream._order.at(position))
-            return row["sample"], fetch_members(stream._sets[0].store, row, [m["name"] for m in row["members"]])
-        row = stream._rows.slice(int(stream.order(0)[position]), 1).to_pylist()[0]
-        return row["sample"], read_members(stream.folder, row, tuple(m["name"] for m in row["members"]))
+        """All members of the sample at a position."""
+        return self.stream.key(position), self.stream.members(position)
 
     def save(self, path: Path) -> None:
         path.write_text(str(self.position))
@@ -85,21 +71,7 @@ class Reader:
         self.position = positions.pop()
 
 
-class Bare(Reader):
-    """The same order and reads with nothing checked: what is left of the stream's price when digests and row look-ups are taken away."""
+class Headers(Reader):
+    """With tar headers checked, and no digests."""
 
-    def __init__(self, job: Job) -> None:
-        super().__init__(job)
-        from schemas.sample import read_index
-
-        rows = {r["sample"]: r for r in read_index(Path(job.tars)).to_pylist()}
-        self._rows = [rows[key] for key in self.stream.keys]
-        self._files = {r["tar"]: (Path(job.tars) / r["tar"]).open("rb", buffering=0) for r in self._rows}
-        stream: Any = self.stream
-        epoch = [stream._order.at(p) for p in range(len(stream))] if hasattr(stream, "_order") else stream.order(0)
-        self._epoch = np.asarray(epoch)
-
-    def members(self, position: int) -> tuple[str, dict[str, bytes]]:
-        row = self._rows[int(self._epoch[position])]
-        number = self._files[row["tar"]].fileno()
-        return row["sample"], {m["name"]: os.pread(number, m["size"], m["offset"]) for m in row["members"]}
+    check = "headers"

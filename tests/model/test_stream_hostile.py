@@ -330,3 +330,27 @@ def test_regions_can_be_all_invisible(tmp_path: Path, members: dict[str, Members
     hidden = Regions(OUTLINES * np.float32(np.nan), np.zeros_like(VALID)).encode()
     stream = ShardStream(write_pair_set(tmp_path / "set", {"bad": members["bad"] | {REGIONS_MEMBER: hidden}}), CONFIG)
     assert not stream.read(0).driving.any()
+
+
+def test_headers_alone_are_checked_where_that_is_asked_for(members: dict[str, Members], tmp_path: Path) -> None:
+    """Members in each other's places, or cut off, are still found; a byte within one is not."""
+    folder = write_pair_set(tmp_path / "set", members)
+    trusting = replace(CONFIG, check="headers")
+    stream, careful = ShardStream(folder, trusting), ShardStream(folder, CONFIG)
+    position = next(p for p in (0, 1) if stream.key(p) == "bad")
+    assert stream.members(position) == careful.members(position) == members["bad"]
+    entry = next(
+        m for r in pq.read_table(folder / INDEX_NAME).to_pylist() if r["sample"] == "bad" for m in r["members"] if m["name"] == SOURCE
+    )
+    edit_tar(folder, lambda data: data[: entry["offset"] + 60] + b"?" + data[entry["offset"] + 61 :])
+    assert stream.members(position)[SOURCE] != members["bad"][SOURCE]
+    with pytest.raises(ValueError, match=r"source\.png does not have its digest"):
+        careful.members(position)
+    edit_tar(folder, lambda data: data[: entry["offset"] + 60])
+    with pytest.raises(ValueError, match="ended"):
+        stream.members(position)
+    edit_index(
+        folder, lambda row: row["members"].sort(key=lambda m: m["size"]) or row["members"][0].update(offset=row["members"][1]["offset"])
+    )
+    with pytest.raises(ValueError):
+        ShardStream(folder, trusting).members(position)
