@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,13 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from schemas.ids import digest
-
 
 class Board:
     """Numbers and pictures by step.
 
     Args:
         out: the training run's folder; TensorBoard's files go to `out`/tensorboard.
-        step: that training goes on from; what was shown of later ones is taken back.
+        step: that training goes on from; what TensorBoard showed of later ones is taken back.
         wandb: name of a project there; None: not used.
         config: of the run, shown there.
 
@@ -29,7 +28,8 @@ class Board:
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
         self._wandb: Any = None
         if wandb is not None:
-            self._wandb = _wandb().init(project=wandb, id=digest("train", str(out)), resume="allow", dir=str(out), config=dict(config))
+            self._wandb = _wandb().init(project=wandb, id=_id_of(out, new=step == 0), resume="allow", dir=str(out), config=dict(config))
+            self._wandb.define_metric("*", step_metric="step")  # theirs only grows, and steps are redone
 
     def numbers(self, record: Mapping[str, float]) -> None:
         step = int(record["step"])
@@ -37,18 +37,26 @@ class Board:
             if name != "step":
                 self._writer.add_scalar(f"train/{name}", value, step)
         if self._wandb is not None:
-            self._wandb.log(dict(record), step=step)
+            self._wandb.log(dict(record))
 
     def picture(self, name: str, picture: np.ndarray, step: int) -> None:
         """uint8 RGB (H, W, 3)."""
         self._writer.add_image(name, picture, step, dataformats="HWC")
         if self._wandb is not None:
-            self._wandb.log({name: _wandb().Image(picture)}, step=step)
+            self._wandb.log({name: _wandb().Image(picture), "step": step})
 
     def close(self) -> None:
         self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _id_of(out: Path, *, new: bool) -> str:
+    """Of the run there: kept in `out`."""
+    kept = out / "wandb.id"
+    if new or not kept.is_file():
+        kept.write_text(uuid.uuid4().hex)
+    return kept.read_text()
 
 
 def _wandb() -> Any:

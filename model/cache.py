@@ -41,7 +41,7 @@ class Cache:
 
     def put(self, name: str, data: bytes) -> None:
         """Keeps bytes, unless that does not work: then a warning says so, and they are fetched again when they are wanted."""
-        if len(data) > self._max * _AT_ONCE:  # half of the cache would go for it
+        if len(data) > self._max * _AT_ONCE:  # too many others would have to go for it
             return
         temporary = self._folder / f"{_TEMPORARY}{uuid.uuid4().hex[:12]}{_SUFFIX}"
         try:

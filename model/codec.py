@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -44,6 +45,12 @@ class LatentCodec(Protocol):
         """Names what latents are of beside the picture: weights and settings. Latents of two fingerprints are not to be mixed."""
 
 
+def whole_float32() -> AbstractContextManager[None]:
+    """cuDNN would round what goes into convolutions to 10 bits, and latents are the same wherever they are made."""
+    context: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return context
+
+
 class DctCodec:
     """Keeps 16 of the 192 DCT coefficients of each 8x8 RGB block: faces stay recognisable, fine texture does not.
 
@@ -72,7 +79,8 @@ class DctCodec:
             raise ValueError(f"frames of {tuple(frames_TSS3.shape[1:3])} px cannot be cut into blocks of {BLOCK_PX} px")
         rgb_T3SS = frames_TSS3.permute(0, 3, 1, 2).float() / 127.5 - 1
         device = rgb_T3SS.device
-        return F.conv2d(rgb_T3SS, self._analysis_C388.to(device), stride=BLOCK_PX) - self._offset_C.to(device)
+        with whole_float32():
+            return F.conv2d(rgb_T3SS, self._analysis_C388.to(device), stride=BLOCK_PX) - self._offset_C.to(device)
 
     def decode(self, latents_TCHW: Tensor) -> Tensor:
         """float (T, 16, H, W) to uint8 RGB (T, 8 H, 8 W, 3)."""

@@ -50,6 +50,7 @@ class Examples:
         pictures: ShardStream,
     ) -> None:
         self.codec, self.objective, self.seed, self.device, self.latents, self.pictures = codec, objective, seed, device, latents, pictures
+        self._found: dict[int, tuple[Tensor, Tensor]] = {}  # latents of the windows in hand, by position
 
     def __call__(self, window: Window) -> Example:
         driving = self._encoded(window.driving)
@@ -61,20 +62,25 @@ class Examples:
         return Example(source, driving, history_PCHW, target_FCHW, sigma, noise_FCHW.to(self.device))
 
     def readable(self, slot: Window | BadSlot) -> Window | BadSlot:
-        """The slot, with pictures where latents were to take their place and there are none of its sample."""
-        if self.latents is None or isinstance(slot, BadSlot) or slot.key in self.latents:
+        """The slot, its latents at hand; with pictures where there are none of its sample. To be asked before an example is made of it."""
+        if self.latents is None or isinstance(slot, BadSlot):
             return slot
-        return self.pictures.slot(slot.position)
+        count = self.pictures.config.history + self.pictures.config.frames
+        try:
+            found = self.latents.window(slot.key, slot.first_frame, count, slot.source_frame)
+        except ValueError as e:
+            return BadSlot(slot.key, slot.position, str(e))
+        if found is None:
+            return self.pictures.slot(slot.position)
+        self._found[slot.position] = found
+        return slot
 
     def _target(self, window: Window) -> tuple[Tensor, Tensor]:
         """Of all target frames and of the source."""
-        if self.latents is None or len(window.target):
+        if len(window.target):
             return self._encoded(window.target), self._encoded(window.source[None])[0]
-        count = self.pictures.config.history + self.pictures.config.frames
-        found = self.latents.window(window.key, window.first_frame, count, window.source_frame)
-        if found is None:
-            raise ValueError(f"{self.pictures.folder}: sample {window.key} was withdrawn while training read it; start again")
-        return found[0].to(self.device), found[1].to(self.device)
+        target, source = self._found.pop(window.position)
+        return target.to(self.device), source.to(self.device)
 
     def _encoded(self, frames: np.ndarray) -> Tensor:
         return self.codec.encode(torch.from_numpy(frames).to(self.device))

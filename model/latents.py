@@ -260,9 +260,6 @@ class Latents:
         """Samples that there are latents of."""
         return len(self._rows)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._rows
-
     def window(self, key: str, first: int, count: int, source_frame: int) -> tuple[Tensor, Tensor] | None:
         """Latents of target frames `first` .. `first + count - 1` and of the source, float32 (count, C, H, W) and (C, H, W).
 

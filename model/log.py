@@ -22,6 +22,7 @@ class Seen(NamedTuple):
     sample: str
     sigma: float  # noise level; -1 where the sample could not be used
     loss: float
+    reason: str = ""  # why it could not be used
 
 
 class StepMetrics(NamedTuple):
@@ -31,6 +32,7 @@ class StepMetrics(NamedTuple):
     flops: float = 0.0  # of the model's own arithmetic: what is computed again for lack of memory does not count
     waited_s: float = 0.0  # for data, by the worker that waited longest
     memory_gb: float = 0.0  # the most that a worker ever took
+    clock_s: float = 0.0  # the leading worker's, at the end of the step
 
 
 class JsonLines:
@@ -114,10 +116,10 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def memory_gb() -> float:
+def memory_gb(device: torch.device) -> float:
     """The most that was ever taken: of the accelerator's memory, or without one of this process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 

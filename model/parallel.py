@@ -32,10 +32,10 @@ def spread(model: PortraitDiT, config: ParallelConfig, world: int, device: torch
     A worker alone that computes in float32 keeps an ordinary model. Parameters keep their names in any case.
     """
     for block in (*model.base.transformer_blocks, *model.temporal):
+        if config.compile:  # within what is recomputed and within FSDP's hooks: neither can be compiled
+            block.forward = torch.compile(block.forward)
         if config.recompute:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if config.compile:
-            block.compile()
     if world == 1 and config.precision == "fp32":
         return
     mesh: DeviceMesh = init_device_mesh(device.type, (world,))

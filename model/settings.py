@@ -59,7 +59,8 @@ class LoaderConfig:
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
     address: str | None = None  # null: a Ray of our own on this machine, stopped at the end
-    resize_check_s: float = 60.0  # between two looks for machines that came, where `workers` is a range
+    # Between two looks for machines that came, where `workers` is a range. Growing costs the steps since the last checkpoint.
+    resize_check_s: float = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,13 +168,13 @@ class TrainConfig:
         """With absolute paths: workers stand elsewhere."""
 
         def resolved(place: Path | str) -> Path | str:
-            return place if "://" in str(place) else type(place)(Path(place).resolve())
+            return place if "://" in str(place) else type(place)(Path(place).expanduser().resolve())
 
         shards = self.shards
         moved = resolved(shards) if isinstance(shards, str | Path) else tuple(replace(s, place=str(resolved(s.place))) for s in shards)
-        base = None if self.base is None else self.base.resolve()
-        text = None if self.text is None else self.text.resolve()
-        return replace(self, shards=moved, out=self.out.resolve(), base=base, text=text)
+        base, text, cache = (None if p is None else p.expanduser().resolve() for p in (self.base, self.text, self.loader.cache_dir))
+        loader = replace(self.loader, cache_dir=cache)
+        return replace(self, shards=moved, out=self.out.expanduser().resolve(), base=base, text=text, loader=loader)
 
     def portrait(self, frame_px: int | None = None) -> PortraitConfig:
         """The model's config, with as much of the position table as frames of this side need (None: of `self.frame_px`)."""

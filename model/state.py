@@ -7,6 +7,7 @@ others is an export, plain safetensors.
 
 from __future__ import annotations
 
+import errno
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
@@ -28,6 +30,7 @@ from model.workers import Workers
 
 MODEL, EMA = "model.", "ema."  # what the names of weights and of their averages begin with
 _ROOT = "training"  # one entry at the top: torch makes two notes in its log for each
+_DAMAGE = ("Missing key", "PytorchStreamReader", "Invalid magic", "unexpected EOF")  # in RuntimeErrors of torch's readers
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a worker alone wants it so
@@ -69,9 +72,16 @@ def save(state: Mapping[str, Tensor], folder: Path, workers: Workers) -> Future[
 
 
 def settled(written: Future[Any], folder: Path) -> None:
-    """Waits for what `save` began. Raises ValueError when it could not be written."""
+    """Waits for what `save` began in `folder`. Raises ValueError when the disk is full, RuntimeError when another worker is gone."""
     with _as_value_error(f"{folder}: a checkpoint cannot be written; is the disk full?"):
         written.result()
+
+
+def check_whole(folder: Path) -> None:
+    """Raises ValueError when not all workers' files are in this folder."""
+    files = {info.relative_path for info in (_Reader(folder).read_metadata().storage_data or {}).values()}
+    if missing := sorted(name for name in files if not (folder / name).is_file()):
+        raise ValueError(f"{folder}: {missing[0]} of another worker is not here: `out` must lie on a disk that all workers share")
 
 
 def load(state: Mapping[str, Tensor], folder: Path, workers: Workers) -> None:
@@ -86,13 +96,28 @@ def load(state: Mapping[str, Tensor], folder: Path, workers: Workers) -> None:
 
 @contextmanager
 def _as_value_error(what: str) -> Iterator[None]:
-    """torch's own exception for these is no `Exception`, and hides the first one in a traceback of its own."""
+    """What trying again cannot mend becomes a ValueError: damage, or a full disk. Another worker's death or a disk that fails do not.
+
+    torch's own exception for these is no `Exception`, and hides the first ones in a traceback of its own.
+    """
     try:
         yield
     except CheckpointException as e:
-        raise ValueError(f"{what}: {_in_a_line(next(iter(e.failures.values()))[0])}") from e
+        errors = [error for error, _ in e.failures.values()]
+        error = next((error for error in errors if not _is_final(error)), errors[0])
+        raise (ValueError if _is_final(error) else RuntimeError)(f"{what}: {_in_a_line(error)}") from e
     except Exception as e:
+        if not _is_final(e):
+            raise
         raise ValueError(f"{what}: {_in_a_line(e)}") from e
+
+
+def _is_final(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, RuntimeError):  # gloo's and NCCL's too are plain ones
+        return not isinstance(error, dist.DistError) and any(word in str(error) for word in _DAMAGE)
+    return True
 
 
 def _in_a_line(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ def train(config: TrainConfig, on_progress: Progress | None = None) -> TrainResu
         on_progress: called with each record of the log as it appears.
 
     Raises:
-        ValueError: shards that do not fit the config, a checkpoint of another run or a damaged one, a damaged sample, a loss that is
+        ValueError: shards that do not fit the config, a checkpoint of another run or a damaged one, too many bad samples, a loss that is
             no number.
         ray.train.WorkerGroupError: workers died more than `max_failures` times.
     """
@@ -122,7 +122,10 @@ def _fit(config: TrainConfig) -> None:
     storage, refused = config.out / "ray", config.out / _REFUSED
     storage.mkdir(parents=True, exist_ok=True)
     refused.unlink(missing_ok=True)
-    accelerated = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    there = ray.cluster_resources()
+    accelerated = config.device == "cuda" or (config.device == "auto" and there.get("GPU", 0) > 0)
+    _check_room(config, there, accelerated)
+    attempts = [int(p.name.removeprefix("attempt-")) for p in storage.glob("attempt-*")]
     trainer = TorchTrainer(
         _work,
         train_loop_config={"config": config},
@@ -134,7 +137,7 @@ def _fit(config: TrainConfig) -> None:
             elastic_resize_monitor_interval_s=config.ray.resize_check_s,
         ),
         run_config=RunConfig(
-            name=f"attempt-{len(list(storage.iterdir())):03d}",
+            name=f"attempt-{max(attempts, default=-1) + 1:03d}",
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
@@ -148,6 +151,23 @@ def _fit(config: TrainConfig) -> None:
         raise ValueError(refused.read_text())
 
 
+def _check_room(config: TrainConfig, there: Mapping[str, float], accelerated: bool) -> None:
+    """Ray would wait for ever for what is not there. On a cluster it may still come.
+
+    Raises:
+        ValueError: on this machine it will not.
+    """
+    least = config.worker_range[0]
+    wanted = {"CPU": least * config.cpus, "GPU": least * accelerated}
+    short = [f"{n} {what}, and there are {there.get(what, 0):.0f}" for what, n in wanted.items() if there.get(what, 0) < n]
+    if not short:
+        return
+    told = f"{least} workers need {'; '.join(short)}: take fewer `workers` or `cpus`, or another `device`"
+    if config.ray.address is None:
+        raise ValueError(told)
+    _log.warning("%s; waiting for more machines", told)
+
+
 @contextmanager
 def _ray(config: TrainConfig) -> Iterator[None]:
     """The cluster that the config names, or one of our own for the run, unless the caller has one."""
@@ -155,7 +175,8 @@ def _ray(config: TrainConfig) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    cpus = config.cpus * config.worker_range[1] + 1
+    least, most = (n * config.cpus for n in config.worker_range)
+    cpus = max(least, min(most, os.cpu_count() or 1)) + 1
     if config.ray.address is not None:
         ray.init(address=config.ray.address, log_to_driver=False, logging_level=logging.ERROR)
     else:  # "local": our own even where RAY_ADDRESS is set or another Ray was left running

@@ -46,7 +46,7 @@ from model.parallel import spread
 from model.portrait_dit import PortraitDiT, no_text
 from model.settings import TrainConfig
 from model.sheet import sample_shown, sheet, write_film, write_png
-from model.state import load, save, settled, training_state
+from model.state import check_whole, load, save, settled, training_state
 from model.stream import BadSlot, Prefetch, ShardStream, Window
 from model.text import TEXT_NAME, read_prompt
 from model.vae import codec_of
@@ -54,8 +54,8 @@ from model.workers import Workers
 
 # Shape suffixes: B batch.
 
-LOG_NAME, SHEET_NAME, SAMPLES_NAME, SEEN_NAME = "train.jsonl", "sheet.png", "samples", "seen.jsonl"
-_ASK_EVERY = 10  # steps between two looks at whether a machine is to be taken away: all workers agree on the answer, which takes a moment
+LOG_NAME, SHEET_NAME, SAMPLES_NAME, SEEN_NAME, SKIPPED_NAME = "train.jsonl", "sheet.png", "samples", "seen.jsonl", "skipped.jsonl"
+_ASK_EVERY_S = 5.0  # between two looks at whether a machine is to be taken away: all workers agree on the answer, which takes a moment
 
 
 class Diverged(RuntimeError):
@@ -113,11 +113,12 @@ class Trainer:
         """
         config = self.config
         remaining = max(config.steps - self.step, 0)
-        diary = _Diary(config, self.step, self.workers.world, peak_flops(self.device)) if self.workers.leads else None
+        peak = peak_flops(self.device) if config.parallel.precision == "bf16" else 0.0
+        diary = _Diary(config, self.step, self.workers.world, peak) if self.workers.leads else None
         if remaining and diary is not None:
             for drawn in (config.out / SHEET_NAME, (config.out / SHEET_NAME).with_suffix(".mp4")):  # of fewer steps
                 drawn.unlink(missing_ok=True)
-        saved_in_need = False
+        saved_in_need, asked_s = False, 0.0
         rank, world = self.workers.rank, self.workers.world
         with Prefetch(
             self.stream, config.batch_size, rank=rank, world=world, threads=config.loader.threads, ahead=config.loader.ahead
@@ -128,8 +129,10 @@ class Trainer:
                 slots = next(batches)
                 metrics = self.train_step(slots, waited_s=time.perf_counter() - asked)
                 saves = self.step % config.checkpoint_every == 0 or self.step == config.steps
-                if not saved_in_need and self.step % _ASK_EVERY == 0 and leaving():
-                    saves = saved_in_need = True
+                if not saved_in_need and metrics.clock_s - asked_s >= _ASK_EVERY_S:  # by one clock, so that all ask at once
+                    asked_s = metrics.clock_s
+                    if leaving():
+                        saves = saved_in_need = True
                 if diary is not None:
                     diary.add(self.step, metrics, now=saves)
                 if saves:
@@ -160,16 +163,17 @@ class Trainer:
         losses = self._backward(windows, kept, usable) if usable else []
         grad_norm = self._clip() if usable else 0.0
         mine = [Seen(w.position, w.key, sigma, loss) for w, (sigma, loss) in zip(windows, losses, strict=True)]
-        mine += [Seen(s.position, s.key, -1.0, 0.0) for s in slots if isinstance(s, BadSlot)]
-        everyones = self.workers.gather((mine, waited_s, memory_gb()))
-        seen = tuple(sorted(s for theirs, _, _ in everyones for s in theirs))
+        mine += [Seen(s.position, s.key, -1.0, 0.0, s.reason) for s in slots if isinstance(s, BadSlot)]
+        everyones = self.workers.gather((mine, waited_s, memory_gb(self.device), time.monotonic()))
+        seen = tuple(sorted(s for theirs, *_ in everyones for s in theirs))
         metrics = StepMetrics(
             loss=sum(s.loss for s in seen) / usable if usable else math.nan,
             grad_norm=grad_norm,
             seen=seen,
             flops=self.flops(kept) if usable else 0.0,
-            waited_s=max(waited for _, waited, _ in everyones),
-            memory_gb=max(memory for _, _, memory in everyones),
+            waited_s=max(waited for _, waited, _, _ in everyones),
+            memory_gb=max(memory for _, _, memory, _ in everyones),
+            clock_s=everyones[0][3],
         )
         if usable:
             self._update(metrics)
@@ -261,8 +265,10 @@ class Trainer:
         if self._saving is None or not (wait or self._saving[1].done()):
             return
         step, written = self._saving
-        settled(written, self.checkpoints.partial(step))
+        folder = self.checkpoints.partial(step) / STATE
+        settled(written, folder)
         if self.workers.leads:
+            check_whole(folder)
             self.checkpoints.finish(step)
         self._saving = None
 
@@ -334,11 +340,14 @@ class _Diary:
         self._config = config
         self._log = TrainLog(config.out / LOG_NAME, step, workers=world, peak_flops=world * peak)
         self._seen = JsonLines(config.out / SEEN_NAME, step) if config.log_samples else None
+        self._skipped = JsonLines(config.out / SKIPPED_NAME, step)
         self._board = Board(config.out, step, wandb=config.wandb, config=json.loads(json.dumps(asdict(config), default=str)))
 
     def add(self, step: int, metrics: StepMetrics, *, now: bool) -> None:
         """`now`: writes a record, though it is not its turn."""
         self._log.add(metrics)
+        for bad in (s for s in metrics.seen if s.sigma < 0):
+            self._skipped.add({"step": step, "position": bad.position, "sample": bad.sample, "reason": bad.reason})
         if self._seen is not None:
             used = [s.sample if s.sigma >= 0 else None for s in metrics.seen]
             self._seen.add({"step": step, "first": metrics.seen[0].position, "samples": used})

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from torch import Tensor
 
-from model.codec import DctCodec, LatentCodec
+from model.codec import DctCodec, LatentCodec, whole_float32
 from schemas.ids import content_digest, digest
 
 # Shape suffixes: T frames, C latent channels, H W latent rows and columns, S frame side in px.
@@ -61,7 +61,8 @@ class VaeCodec:
             raise ValueError(f"frames of {tuple(frames_TSS3.shape[1:3])} px: the VAE takes multiples of {self.factor}")
         vae = self._vae.to(frames_TSS3.device)
         parts = frames_TSS3.permute(0, 3, 1, 2).split(_AT_ONCE)
-        means = torch.cat([vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in parts])
+        with whole_float32():
+            means = torch.cat([vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in parts])
         return (means - self._shift) * self._scale
 
     @torch.no_grad()

@@ -54,7 +54,16 @@ def test_the_ten_lines_of_the_page_train_and_resume(pair_set: Path, tmp_path: Pa
 
         model = DistributedDataParallel(torch.nn.Linear(3, 1))
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-        names = {"rank": 0, "world": 1, "torch": torch, "dist": dist, "loss_of": loss_of, "model": model, "optimizer": optimizer}
+        names = {
+            "rank": 0,
+            "world": 1,
+            "torch": torch,
+            "dist": dist,
+            "loss_of": loss_of,
+            "model": model,
+            "optimizer": optimizer,
+            "device": "cpu",
+        }
         exec(code, first := names | {"saved": None, "steps": 2})
         saved = {"position": first["position"], "stream": first["stream"].digest}
         exec(code, names | {"saved": saved, "steps": 1})

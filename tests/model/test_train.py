@@ -13,7 +13,7 @@ from pairset import members_of, write_pair_set
 from model.checkpoint import load_model
 from model.log import read_log
 from model.settings import RayConfig, SheetConfig, TrainConfig
-from model.train import _ray, check, main, train
+from model.train import _check_room, _ray, check, main, train
 from model.trainer import LOG_NAME, SEEN_NAME, Trainer
 from schemas.sample import TARGET
 
@@ -101,6 +101,17 @@ def test_what_trying_again_cannot_mend_is_told_and_not_tried_again(config: Train
         train(replace(config, shards=shards, max_failures=3))
     assert told.value.__cause__ is None  # it came from the worker's own note, not through Ray's count of failures
     assert (config.out / "refused.txt").read_text() == str(told.value)
+
+
+def test_workers_that_there_is_no_room_for_are_refused_here_and_waited_for_on_a_cluster(
+    config: TrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(config, batch_size=8, cpus=2, workers=(2, 4))
+    _check_room(config, {"CPU": 4.0}, accelerated=False)
+    with pytest.raises(ValueError, match=r"2 workers need 4 CPU, and there are 3; 2 GPU, and there are 0: take fewer"):
+        _check_room(config, {"CPU": 3.0}, accelerated=True)
+    _check_room(replace(config, ray=RayConfig(address="auto")), {"CPU": 3.0}, accelerated=False)
+    assert "waiting for more machines" in caplog.text
 
 
 @pytest.mark.parametrize("address", [None, "auto"])

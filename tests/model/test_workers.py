@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from together import together
+from together import members, together
 from torch.distributed.tensor import DTensor
 
 from model.adapters import LoraConfig
@@ -17,6 +18,7 @@ from model.checkpoint import Checkpoints, export, load_model
 from model.log import StepMetrics, read_log
 from model.parallel import ParallelConfig
 from model.settings import SheetConfig, TrainConfig
+from model.state import save, settled
 from model.trainer import LOG_NAME, Trainer
 from model.workers import Workers
 
@@ -102,6 +104,43 @@ def test_the_whole_loop_by_two_with_all_that_saves_memory(alone: TrainConfig, tm
     merged, began = load_model(latest(thrifty)).state_dict(), Trainer(replace(settings, out=tmp_path / "new")).model.state_dict()
     weight = "base.transformer_blocks.0.attn.to_q"
     assert not torch.equal(merged[f"{weight}.weight"], began[f"{weight}.base_layer.weight"])
+
+
+def dies_while_the_other_saves(config: TrainConfig) -> None:
+    workers = Workers.all()
+    trainer = Trainer(config, workers=workers)
+    if workers.rank == 1:
+        trainer.workers.wait()
+        os._exit(1)
+    trainer.checkpoints.begin(0)
+    trainer.workers.wait()
+    try:
+        settled(save(trainer._state(), trainer.checkpoints.partial(0) / "state", workers), trainer.checkpoints.partial(0))
+    except Exception as e:
+        (config.out / "told").write_text(type(e).__name__)
+    os._exit(0)
+
+
+def test_another_workers_death_while_saving_is_no_full_disk(alone: TrainConfig) -> None:
+    """Ray mends it by new workers; a ValueError would be the user's to mend, and end the run."""
+    alone.out.mkdir()
+    members(2, dies_while_the_other_saves, alone)
+    assert (alone.out / "told").read_text() in ("RuntimeError", "DistBackendError", "DistNetworkError")
+
+
+def test_blocks_are_compiled_also_where_they_are_recomputed(alone: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        compiled.append(graph)
+        return graph.forward
+
+    whole = torch.compile
+    monkeypatch.setattr("torch.compile", lambda forward: whole(forward, backend=backend))
+    expected = steps(replace(alone, steps=1), 1)
+    both = replace(alone, steps=1, out=alone.out / "both", parallel=ParallelConfig(recompute=True, compile=True))
+    assert [m.loss for m in steps(both, 1)] == pytest.approx([m.loss for m in expected], abs=1e-5)
+    assert len(compiled) >= 2  # a block and a temporal module at least
 
 
 def test_memory_and_accumulation_change_nothing_but_rounding(alone: TrainConfig, tmp_path: Path) -> None:

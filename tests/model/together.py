@@ -24,6 +24,17 @@ def _member(work: Callable[..., Any], meeting: str, rank: int, world: int, resul
     dist.destroy_process_group()
 
 
+def members(world: int, work: Callable[..., Any], *args: Any) -> None:
+    """For processes that may die: nothing is handed back."""
+    with tempfile.TemporaryDirectory() as folder:
+        results, meeting = _context.Queue(), str(Path(folder) / "meeting")
+        processes = [_context.Process(target=_member, args=(work, meeting, r, world, results, args)) for r in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(_LIMIT_S)
+
+
 def together(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
     """By rank. `work` and what it takes and gives must be picklable; it finds the others in torch.distributed."""
     with tempfile.TemporaryDirectory() as folder:
