@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -12,6 +13,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from model.portrait_dit import PortraitDiT
+
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # which is never changed in place here
 
 
 @dataclass(frozen=True, kw_only=True)
