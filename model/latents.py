@@ -60,17 +60,6 @@ class Written:
     bad: dict[str, str] = field(default_factory=dict)
 
 
-def find_set(place: Place) -> Store:
-    """A pair set's folder: `place` itself, or the only one of the run there. Raises ValueError when there is none, or more than one."""
-    store = open_store(place)
-    if store.size(INDEX_NAME) >= 0:
-        return store
-    found = [folder for folder in store.folders("shards", depth=1) if store.size(f"{folder}/{INDEX_NAME}") >= 0]
-    if len(found) != 1:
-        raise ValueError(f"{store}: name one pair set's folder (RUN/shards/SET); this run has {[store.at(f) for f in found] or 'none yet'}")
-    return store.sub(found[0])
-
-
 def encoded_by(codec: LatentCodec, frame_px: int) -> EncodedBy:
     """What latents of frames of this side will be of. Raises ValueError for a side that the codec cannot take."""
     if frame_px % codec.factor:

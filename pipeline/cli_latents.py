@@ -11,6 +11,7 @@ from rich.console import Console
 from pipeline.interrupts import interruptible, resumable
 from pipeline.storage import exclusive
 from schemas.files import own_storage
+from schemas.sample import read_index
 from schemas.store import Store, open_store
 
 console = Console(highlight=False, soft_wrap=True)
@@ -30,10 +31,10 @@ def latents(
     """Encodes targets and stills of a pair set once, beside it; run it again for what is new."""
     with resumable(_say):
         from model.device import device_of
-        from model.latents import find_set, write_latents
+        from model.latents import write_latents
         from model.vae import codec_of
 
-        pair_set, where = find_set(shards), device_of(device)
+        pair_set, where = _pair_set(shards), device_of(device)
         with exclusive(_run_of(pair_set)):
             written = write_latents(
                 pair_set,
@@ -61,6 +62,15 @@ def _run_of(pair_set: Store) -> Store:
     return pair_set
 
 
+def _pair_set(shards: str) -> Store:
+    """Raises ValueError when there is none, or more than one."""
+    from model.stream import find_pair_set
+
+    store = open_store(find_pair_set(shards))
+    read_index(store)
+    return store
+
+
 def text_embedding(
     shards: Annotated[str | None, typer.Argument(help=f"{_SHARDS}: the embedding is put beside its index", show_default=False)] = None,
     base: Annotated[Path, typer.Option(help="a folder of SD3.5 in diffusers' layout, with its text encoders")] = Path(),
@@ -77,14 +87,13 @@ def text_embedding(
         import torch
 
         from model.device import device_of
-        from model.latents import find_set
         from model.text import TEXT_NAME, encode_text_file
         from model.text_encoders import encode_prompt
 
         dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
         if dtype not in dtypes:
             raise ValueError(f"--dtype {dtype}: there are {' and '.join(dtypes)}")
-        store, name = (open_store(out.absolute().parent), out.name) if out else (find_set(shards or ""), TEXT_NAME)
+        store, name = (open_store(out.absolute().parent), out.name) if out else (_pair_set(shards or ""), TEXT_NAME)
         found = encode_prompt(base, prompt, tokens=tokens, device=device_of(device), dtype=dtypes[dtype], say=_say)
         with own_storage(store.here):
             store.write(name, encode_text_file(found.tokens_LD, found.pooled_D, prompt=prompt, encoders=found.encoders))

@@ -18,7 +18,7 @@ from pairset import members_of, write_pair_set
 from safetensors.torch import load
 
 from model.codec import DctCodec
-from model.latents import Latents, Written, find_set, write_latents
+from model.latents import Latents, Written, write_latents
 from model.vae import VaeCodec
 from schemas.ids import file_digest
 from schemas.latents import STILL, checksum, prune, read_latents_index
@@ -389,12 +389,6 @@ def test_a_fingerprint_is_of_the_weights_and_not_of_their_files(tmp_path: Path) 
     vae.register_to_config(shift_factor=0.0)
     vae.save_pretrained(tmp_path / "shift" / "vae")
     assert len({c.fingerprint() for c in (codec, other, VaeCodec(tmp_path / "shift"), DctCodec(), DctCodec())}) == 4
-
-
-def test_a_run_has_one_set(bare: Path, tmp_path: Path) -> None:
-    assert str(find_set(bare)) == str(find_set(bare.parent.parent)) == str(bare)
-    with pytest.raises(ValueError, match="none yet"):
-        find_set(tmp_path)
 
 
 def test_frames_of_several_sizes_need_a_side(copied: Path) -> None:
