@@ -46,17 +46,17 @@ def test_one_of_two_workers_dies_and_no_sample_is_missed_or_seen_twice(
     """Also from paths relative to where the user stands, which is not where a worker runs."""
     monkeypatch.chdir(tmp_path)
     config = replace(config, shards=Path(os.path.relpath(config.shards)), out=Path("train"))
-    config = replace(config, steps=30, history_from_step=10, checkpoint_every=5, workers=2, log_samples=True, sheet=SheetConfig(steps=1))
+    config = replace(config, steps=14, history_from_step=6, checkpoint_every=3, workers=2, log_samples=True, sheet=SheetConfig(steps=1))
     bare = replace(config, out=tmp_path / "bare")
     Trainer(bare).train()
     follower = Follower()
     result = train(config, follower)
     assert follower.killed == [True]
-    assert [r["step"] for r in follower.records] == list(range(1, 31)) and result.checkpoint.name == "step-000030"
+    assert [r["step"] for r in follower.records] == list(range(1, 15)) and result.checkpoint.name == "step-000014"
     attempts = list((config.out / "ray").iterdir())
     assert len(attempts) == 1  # Ray itself began again
     seen, expected = ([json.loads(line) for line in (c.out / SEEN_NAME).read_text().splitlines()] for c in (config, bare))
-    assert seen == expected and [s["step"] for s in seen] == list(range(1, 31))
+    assert seen == expected and [s["step"] for s in seen] == list(range(1, 15))
     assert result.losses == pytest.approx([r["loss"] for r in read_log(bare.out / LOG_NAME)], abs=1e-3)
     assert result.sheet is not None and result.sheet.is_file()
     assert train(config) == result  # complete: nothing is started

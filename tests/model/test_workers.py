@@ -128,6 +128,7 @@ def test_another_workers_death_while_saving_is_no_full_disk(alone: TrainConfig) 
     assert (alone.out / "told").read_text() in ("RuntimeError", "DistBackendError", "DistNetworkError")
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_also_where_they_are_recomputed(alone: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
 
