@@ -12,7 +12,7 @@ from pairset import members_of, write_pair_set
 
 from model.checkpoint import load_model
 from model.log import read_log
-from model.settings import RayConfig, SheetConfig, TrainConfig
+from model.settings import LoaderConfig, RayConfig, SheetConfig, TrainConfig
 from model.train import _check_room, _ray, check, main, train
 from model.trainer import LOG_NAME, SEEN_NAME, Trainer
 from schemas.sample import TARGET
@@ -97,8 +97,8 @@ def test_as_many_workers_train_as_there_is_room_for(config: TrainConfig) -> None
 def test_what_trying_again_cannot_mend_is_told_and_not_tried_again(config: TrainConfig, tmp_path: Path) -> None:
     members = members_of("k", 12, tmp_path)
     shards = write_pair_set(tmp_path / "set", {"k": members | {TARGET: members[TARGET][:200]}})
-    with pytest.raises(ValueError, match="sample k: not a readable crosspair video") as told:
-        train(replace(config, shards=shards, max_failures=3))
+    with pytest.raises(ValueError, match=r"3 samples in a row cannot be used.*sample k: not a readable crosspair video") as told:
+        train(replace(config, shards=shards, max_failures=3, loader=LoaderConfig(max_bad_in_a_row=3)))
     assert told.value.__cause__ is None  # it came from the worker's own note, not through Ray's count of failures
     assert (config.out / "refused.txt").read_text() == str(told.value)
 
