@@ -158,11 +158,11 @@ class TrainConfig:
     def worker_range(self) -> tuple[int, int]:
         return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
 
-    def open_stream(self, *, pixels: Literal["all", "driving"] = "all") -> ShardStream:
+    def open_stream(self) -> ShardStream:
         """The stream of `shards`, at its beginning; raises ValueError as `ShardStream` does."""
         where = self.shards
         found = find_pair_set(where) if isinstance(where, str | Path) else [replace(s, place=str(find_pair_set(s.place))) for s in where]
-        return ShardStream(found, replace(self.stream(), pixels=pixels))
+        return ShardStream(found, self.stream())
 
     def located(self) -> TrainConfig:
         """With absolute paths: workers stand elsewhere."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -150,19 +152,21 @@ class ShardStream:
             OSError: the storage fails, and nothing is known about the sample.
         """
         store, row, k = self._row(position)
-        try:
+        with _naming(store, row):
             members = self._fetch(store, row, self.config.members)
             return _cut(members, row, position, self.config, self.frame_px, self._drawn_for(position, row["sample"], k))
-        except ValueError as e:
-            raise ValueError(f"{store.at(row['tar'])}: sample {row['sample']}: {e}") from e
 
     def members(self, position: int) -> dict[str, bytes]:
         """All members of the sample at a position, as they are, for who decodes them himself; raises as `read`."""
         store, row, _ = self._row(position)
-        try:
+        with _naming(store, row):
             return self._fetch(store, row, [m["name"] for m in row["members"]])
-        except ValueError as e:
-            raise ValueError(f"{store.at(row['tar'])}: sample {row['sample']}: {e}") from e
+
+    def driving_only(self) -> ShardStream:
+        """The same stream over the same index, with `pixels: driving`."""
+        other = copy(self)
+        other.config = replace(self.config, pixels="driving")
+        return other
 
     def _fetch(self, store: Store, row: dict[str, Any], names: Sequence[str]) -> dict[str, bytes]:
         return fetch_members(store, row, names, self._cache, digests=self.config.check == "digests")
@@ -225,6 +229,15 @@ class _Set:
     def row(self, place: int) -> dict[str, Any]:
         found: dict[str, Any] = self.index.slice(int(self.rows[place]), 1).to_pylist()[0]
         return found
+
+
+@contextmanager
+def _naming(store: Store, row: dict[str, Any]) -> Iterator[None]:
+    """A ValueError that comes of a sample says of which."""
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(f"{store.at(row['tar'])}: sample {row['sample']}: {e}") from e
 
 
 def _cut(members: dict[str, bytes], row: dict[str, Any], *more: Any) -> Window:

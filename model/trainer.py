@@ -79,8 +79,8 @@ class Trainer:
         self.config, self.workers, self.device = config, workers or Workers(), device or torch.device("cpu")
         if self.device.type == "cpu":
             torch.use_deterministic_algorithms(True, warn_only=True)
-        self.stream = config.open_stream(pixels="driving" if config.latents else "all")
-        self.pictures = config.open_stream() if config.latents else self.stream
+        self.pictures = config.open_stream()
+        self.stream = self.pictures.driving_only() if config.latents else self.pictures
         config.check_frame_px(self.stream.frame_px)
         self.codec: LatentCodec = codec_of(config.codec, config.base)
         latents = Latents(self.stream.folder, self.codec, self.stream.frame_px) if config.latents else None
