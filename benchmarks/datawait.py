@@ -31,10 +31,11 @@ import torch
 
 from benchmarks.stream_readers import FRAMES, HISTORY
 from benchmarks.stream_samples import write_samples
+from model.diary import LOG_NAME
 from model.log import read_log
 from model.settings import SheetConfig, TrainConfig
 from model.stream import ShardStream, StreamConfig
-from model.trainer import LOG_NAME, Trainer
+from model.trainer import Trainer
 
 STEP_S, RUN_STEPS, THREADS, LIMIT = (2.0, 2.7), 50_000, (1, 2), 0.01
 

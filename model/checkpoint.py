@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -241,13 +241,8 @@ class Checkpoints:
             raise ValueError(f"{pointer}: names {name!r}, which is not there; {remedy(self.root)}")
         return self.root / name
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Has `write` fill a new folder, then gives it its name, then points `latest` at it. A kill in between leaves the old one."""
-        write(self.begin(step))
-        return self.finish(step)
-
     def begin(self, step: int) -> Path:
-        """A new folder to fill, nameless until `finish`."""
+        """A new folder to fill, nameless until `finish`. A kill in between leaves the old one."""
         folder, partial = self._folder(step), self.partial(step)
         assert folder != self.latest(), "a step is saved once"
         for leftover in (*self.root.glob(".partial-*"), folder):

@@ -17,12 +17,13 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from model.board import check_wandb
 from model.checkpoint import CHECKPOINTS_NAME, Checkpoints, load_progress
+from model.diary import LOG_NAME
 from model.latents import Latents
 from model.log import LogFollower, read_log
 from model.sd35 import read_sizes, transformer_folder
 from model.settings import TrainConfig
 from model.text import read_prompt
-from model.trainer import LOG_NAME, SHEET_NAME, Diverged, Trainer, check_resumable
+from model.trainer import SHEET_NAME, Diverged, Trainer, check_resumable
 from model.vae import codec_of
 from model.workers import Workers
 from schemas.config import load_config

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from model.adapters import add_adapters
 from model.base import BaseFolder, find_base, load_fitting
-from model.board import Board
 from model.checkpoint import (
     CHECKPOINTS_NAME,
     STATE,
@@ -37,10 +34,11 @@ from model.checkpoint import (
 from model.codec import LatentCodec
 from model.controls import Kept, Text
 from model.cost import forward_flops, training_flops
+from model.diary import Diary
 from model.ema import Ema
 from model.examples import Example, Examples, blank, losses, seed_of, seeded
 from model.latents import Latents
-from model.log import JsonLines, Seen, StepMetrics, TrainLog, memory_gb, peak_flops
+from model.log import Seen, StepMetrics, memory_gb, peak_flops
 from model.objective import draw_kept
 from model.parallel import spread
 from model.portrait_dit import PortraitDiT, no_text
@@ -54,7 +52,7 @@ from model.workers import Workers
 
 # Shape suffixes: B batch.
 
-LOG_NAME, SHEET_NAME, SAMPLES_NAME, SEEN_NAME, SKIPPED_NAME = "train.jsonl", "sheet.png", "samples", "seen.jsonl", "skipped.jsonl"
+SHEET_NAME, SAMPLES_NAME = "sheet.png", "samples"
 _ASK_EVERY_S = 5.0  # between two looks at whether a machine is to be taken away: all workers agree on the answer, which takes a moment
 
 
@@ -114,7 +112,7 @@ class Trainer:
         config = self.config
         remaining = max(config.steps - self.step, 0)
         peak = peak_flops(self.device) if config.parallel.precision == "bf16" else 0.0
-        diary = _Diary(config, self.step, self.workers.world, peak) if self.workers.leads else None
+        diary = Diary(config, self.step, self.workers.world, peak) if self.workers.leads else None
         if remaining and diary is not None:
             for drawn in (config.out / SHEET_NAME, (config.out / SHEET_NAME).with_suffix(".mp4")):  # of fewer steps
                 drawn.unlink(missing_ok=True)
@@ -312,7 +310,7 @@ class Trainer:
         except ValueError as e:
             raise ValueError(f"{folder}: not a whole checkpoint: {e}; {remedy(self.checkpoints.root)}") from e
 
-    def draw(self, path: Path, diary: _Diary | None) -> None:
+    def draw(self, path: Path, diary: Diary | None) -> None:
         """Samples the first window of the stream, so that pictures of one run show the same frames; with the averages, if any."""
         config = self.config
         window = _first_window(self.pictures)
@@ -331,36 +329,6 @@ class Trainer:
             write_png(path, picture)
             write_film(path.with_suffix(".mp4"), window, sampled, self.stream.fps)
             diary.show(picture, self.step)
-
-
-class _Diary:
-    """What the leading worker writes down while training runs."""
-
-    def __init__(self, config: TrainConfig, step: int, world: int, peak: float) -> None:
-        self._config = config
-        self._log = TrainLog(config.out / LOG_NAME, step, workers=world, peak_flops=world * peak)
-        self._seen = JsonLines(config.out / SEEN_NAME, step) if config.log_samples else None
-        self._skipped = JsonLines(config.out / SKIPPED_NAME, step)
-        self._board = Board(config.out, step, wandb=config.wandb, config=json.loads(json.dumps(asdict(config), default=str)))
-
-    def add(self, step: int, metrics: StepMetrics, *, now: bool) -> None:
-        """`now`: writes a record, though it is not its turn."""
-        self._log.add(metrics)
-        for bad in (s for s in metrics.seen if s.sigma < 0):
-            self._skipped.add({"step": step, "position": bad.position, "sample": bad.sample, "reason": bad.reason})
-        if self._seen is not None:
-            used = [s.sample if s.sigma >= 0 else None for s in metrics.seen]
-            self._seen.add({"step": step, "first": metrics.seen[0].position, "samples": used})
-        if now or step % self._config.log_every == 0:
-            record = self._log.write(step, lr=self._config.learning_rate(step - 1))
-            if record is not None:
-                self._board.numbers(record)
-
-    def show(self, picture: np.ndarray, step: int) -> None:
-        self._board.picture("sampled", picture, step)
-
-    def close(self) -> None:
-        self._board.close()
 
 
 def new_model(config: TrainConfig, frame_px: int) -> PortraitDiT:

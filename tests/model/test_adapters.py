@@ -15,11 +15,12 @@ from model.adapters import LoraConfig
 from model.base import find_base
 from model.checkpoint import Checkpoints, export, load_model, load_recipe
 from model.controls import Controls
+from model.diary import LOG_NAME
 from model.log import read_log
 from model.portrait_dit import PortraitDiT, no_text
 from model.sd35 import new_base
 from model.settings import TrainConfig
-from model.trainer import LOG_NAME, Trainer
+from model.trainer import Trainer
 
 LORA = LoraConfig(rank=3, alpha=6.0)  # alpha other than rank: whoever forgets the scale is wrong by a factor of two
 

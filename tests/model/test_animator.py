@@ -109,7 +109,8 @@ def test_half_precision_is_near(checkpoint: Path) -> None:
 def test_a_checkpoint_is_found_in_its_run(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "out" / "checkpoints", keep=2)
     for step in (1, 2):
-        checkpoints.save(step, lambda folder: write_checkpoint(folder) and None)
+        write_checkpoint(checkpoints.begin(step))
+        checkpoints.finish(step)
     newest = tmp_path / "out" / "checkpoints" / "step-000002"
     for path in (tmp_path / "out", tmp_path / "out" / "checkpoints", newest):
         assert find_checkpoint(path) == newest

@@ -31,6 +31,11 @@ def names(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir())
 
 
+def save(checkpoints: Checkpoints, step: int, write: Callable[[Path], object]) -> Path:
+    write(checkpoints.begin(step))
+    return checkpoints.finish(step)
+
+
 class Killed(BaseException):
     pass
 
@@ -54,7 +59,7 @@ def test_a_kill_while_saving_leaves_the_old_one_and_the_next_save_clears_up(
     moment: str, keep: int, again: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = Checkpoints(tmp_path, keep=keep)
-    checkpoints.save(3, content("three"))
+    save(checkpoints, 3, content("three"))
 
     def dies(folder: Path) -> None:
         content("six")(folder)
@@ -64,11 +69,11 @@ def test_a_kill_while_saving_leaves_the_old_one_and_the_next_save_clears_up(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         if moment != "write":
             kill_at(patch, moment)
-        checkpoints.save(6, dies)
+        save(checkpoints, 6, dies)
     latest = checkpoints.latest()
     assert latest is not None and (latest / "part" / "x").read_text() == "three"
 
-    assert checkpoints.save(again, content("again")) == checkpoints.latest()
+    assert save(checkpoints, again, content("again")) == checkpoints.latest()
     assert (tmp_path / f"step-00000{again}" / "part" / "x").read_text() == "again"
     assert names(tmp_path) == ["latest", *["step-000003"][: keep - 1], f"step-00000{again}"]
 
@@ -76,9 +81,9 @@ def test_a_kill_while_saving_leaves_the_old_one_and_the_next_save_clears_up(
 def test_after_a_step_back_the_old_future_goes(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (100, 200, 300):
-        checkpoints.save(step, content(str(step)))
+        save(checkpoints, step, content(str(step)))
     (tmp_path / "latest").write_text("step-000100\n")
-    checkpoints.save(150, content("150"))
+    save(checkpoints, 150, content("150"))
     assert names(tmp_path) == ["latest", "step-000100", "step-000150"]
 
 
@@ -93,7 +98,7 @@ def test_everything_is_on_the_disk_before_it_has_a_name(tmp_path: Path, monkeypa
     monkeypatch.setattr(checkpoint, "flush_to_disk", lambda path: events.append(path.name))
     monkeypatch.setattr(Path, "replace", named)
     root = tmp_path / "root"
-    Checkpoints(root, keep=1).save(6, content("six"))
+    save(Checkpoints(root, keep=1), 6, content("six"))
     folder, pointer = events.index("named step-000006"), events.index("named latest")
     assert set(events[:folder]) == {"x", "part", ".partial-step-000006"}
     assert events[folder + 1 : pointer] == ["root", ".latest"]
@@ -107,7 +112,7 @@ def saved(tmp_path: Path) -> Path:
         save_progress({"step": 1}, folder)
         state.save(state.weights_of(PortraitDiT(CONFIG), frozen=True), folder / "state", Workers()).result()
 
-    return Checkpoints(tmp_path / "checkpoints", keep=1).save(1, write)
+    return save(Checkpoints(tmp_path / "checkpoints", keep=1), 1, write)
 
 
 def test_what_sampling_needs_lies_beside_the_weights(saved: Path) -> None:

@@ -11,10 +11,11 @@ import torch
 from pairset import members_of, write_pair_set
 
 from model.checkpoint import load_model
+from model.diary import LOG_NAME, SEEN_NAME
 from model.log import read_log
 from model.settings import LoaderConfig, RayConfig, SheetConfig, TrainConfig
 from model.train import _check_room, _ray, check, main, train
-from model.trainer import LOG_NAME, SEEN_NAME, Trainer
+from model.trainer import Trainer
 from schemas.sample import TARGET
 
 

@@ -16,6 +16,7 @@ from model.adapters import LoraConfig
 from model.checkpoint import Checkpoints, Recipe, export, load_model, load_progress, load_recipe, load_text
 from model.codec import DctCodec
 from model.controls import P
+from model.diary import LOG_NAME, SEEN_NAME, SKIPPED_NAME
 from model.guidance import Guidance
 from model.latents import write_latents
 from model.log import read_log
@@ -25,7 +26,7 @@ from model.sampling import SamplerConfig
 from model.settings import LoaderConfig, SheetConfig, TrainConfig
 from model.stream import BadSlot
 from model.text import encode_text_file
-from model.trainer import LOG_NAME, SEEN_NAME, SKIPPED_NAME, Diverged, Trainer
+from model.trainer import Diverged, Trainer
 from model.windows import sample_video
 
 PLAIN = Guidance(source=1, driving=1, history=1)  # no guidance: the fully conditioned output

@@ -15,11 +15,12 @@ from torch.distributed.tensor import DTensor
 
 from model.adapters import LoraConfig
 from model.checkpoint import Checkpoints, export, load_model
+from model.diary import LOG_NAME
 from model.log import StepMetrics, read_log
 from model.parallel import ParallelConfig
 from model.settings import SheetConfig, TrainConfig
 from model.state import save, settled
-from model.trainer import LOG_NAME, Trainer
+from model.trainer import Trainer
 from model.workers import Workers
 
 TEN = 10
