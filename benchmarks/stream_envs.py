@@ -16,6 +16,7 @@ _SHARED = (
     "opencv-contrib-python",
     "pyarrow",
     "fsspec",
+    "xxhash",
 )  # in the versions of constraints.txt: what decodes is the same
 LIBRARIES = {
     "webdataset": ("webdataset==1.0.2",),

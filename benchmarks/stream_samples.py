@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -24,7 +23,7 @@ from schemas.sample import (
     TARGET,
     SampleInfo,
     finish_tar,
-    sample_digest,
+    index_row,
     write_tar_sample,
 )
 from stages.encode import VideoWriter, encode_png
@@ -44,10 +43,7 @@ def write_samples(folder: Path, *, samples: int, size_px: int, frames: int, tars
             for k in range(t, samples, tars):
                 info = _info(digest("benchmark", k), size_px, frames)
                 members = contents[k % len(contents)] | {INFO: info.encode()}
-                entries = write_tar_sample(out, info.key, members)
-                known = {f: v for f, v in asdict(info).items() if f in INDEX_SCHEMA.names}
-                found = sample_digest({e["name"]: e["digest"] for e in entries})
-                rows.append(known | {"sample": info.key, "tar": name, "members": entries, "digest": found})
+                rows.append(index_row(info, name, write_tar_sample(out, info.key, members), {}))
             finish_tar(out)
     pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), folder / INDEX_NAME)
     return folder

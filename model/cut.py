@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from model.augment import Augmentation, draw_augmentation, mirrored, recoloured
+from model.fetch import Check
 from model.order import draws
 from schemas.outlines import PROFILES, with_profile
 from schemas.regions import Regions, masked_driving, rasterise
@@ -35,9 +36,9 @@ class StreamConfig:
     split: str = "train"
     seed: int = 0
     # What follows changes neither order nor windows.
-    # Of what is read: digests of every byte, about 2 ms a MB, or only that each member is the one that the index names, of its size and
-    # at its place. What is fetched into a cache has its digests looked at in any case.
-    check: Literal["digests", "headers"] = "digests"
+    # Of what is read, beside that each member is the one that the index names, of its size and at its place, which is all of `headers`:
+    # checksums of its bytes, which find damage, or digests, which find what somebody has put there, and take about 2 ms a MB.
+    check: Check = "checksums"
     cache_dir: Path | None = None  # a folder of this machine for what is read from an object store; None: it is read each time
     cache_gb: float = 10.0  # in all, of all processes
     max_bad_in_a_row: int = 100  # samples of a worker that cannot be used: so many are no accident
@@ -45,7 +46,7 @@ class StreamConfig:
     def __post_init__(self) -> None:
         if self.regions not in PROFILES:
             raise ValueError(f"regions: there is no profile {self.regions!r}; there are {', '.join(PROFILES)}")
-        for name, known in (("pixels", ("all", "driving")), ("mixing", ("uniform", "balanced")), ("check", ("digests", "headers"))):
+        for name, known in (("pixels", ("all", "driving")), ("mixing", ("uniform", "balanced")), ("check", get_args(Check))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         most = self.mask_dilation if self.mask_dilation_max is None else self.mask_dilation_max

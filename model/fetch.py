@@ -11,13 +11,13 @@ import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from model.cache import Cache
 from schemas.files import StorageError
-from schemas.ids import content_digest, digest
+from schemas.ids import checksum, content_digest, digest
 from schemas.sample import INDEX_NAME, sample_digest, tar_header, why_unreadable
 from schemas.store import DiskStore, Store, open_store
 
@@ -25,7 +25,17 @@ _MAX_BYTES = 1 << 30  # of a sample
 _MAX_OFFSET = 1 << 42  # what every file system and store can seek to
 _FILE_NAME = re.compile(r"[^./\\\0][^/\\\0]*")
 _MAX_NAME_BYTES = 255
+_LARGEST_BLOCK = 31 << 20  # 32 MiB with what is kept beside it: larger ones change nothing
 _NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+Check = Literal["checksums", "digests", "headers"]
+"""What bytes are held against. Headers alone: each member is the one that the index names, of its size and at its place."""
+
+
+def keep_freed_memory() -> None:
+    """Frees one large block, after which glibc keeps up to twice as much of what is freed for the next sample. Else it gives it back to the
+    system, and to get it anew, zeroed page by page, takes a quarter of the time of reading; a window's pictures would do the same later."""
+    _ = bytes(_LARGEST_BLOCK)
 
 
 def is_file_name(name: str) -> bool:
@@ -34,10 +44,10 @@ def is_file_name(name: str) -> bool:
 
 
 def fetch_members(
-    store: Store, row: Mapping[str, Any], names: Sequence[str], cache: Cache | None = None, *, digests: bool = True
+    store: Store, row: Mapping[str, Any], names: Sequence[str] | None, cache: Cache | None = None, *, check: Check = "checksums"
 ) -> dict[str, bytes]:
-    """Bytes of the named members of one index row, each with the digest that the index gives it, unless these are not asked for and
-    nothing goes into the cache.
+    """Bytes of the named members, or of all, of one row of `model.rows`, held against what the index says of them; what goes into the
+    cache, or comes out of it, against checksums at least.
 
     Raises:
         ValueError: the sample lacks one, the index contradicts itself or the tar, or the tar is gone, ends early or is damaged.
@@ -45,39 +55,46 @@ def fetch_members(
     """
     members = _listed(row, names)
     # A disk of this machine need not be copied to it.
-    kept_as = digest("members", *(m["digest"] for m in members)) if cache is not None and not isinstance(store, DiskStore) else ""
-    if cache is not None and kept_as and (kept := cache.get(kept_as)) is not None:
+    if cache is None or isinstance(store, DiskStore):
+        return _checked(members, _fetch(store, row, members), check)
+    kept_as = digest("members", *(m["digest"] for m in members))
+    check = "checksums" if check == "headers" else check
+    if (kept := cache.get(kept_as)) is not None:
         ends = np.cumsum([m["size"] for m in members])
         try:
-            return _checked(members, [kept[end - m["size"] : end] for end, m in zip(ends, members, strict=True)])
+            return _checked(members, [kept[end - m["size"] : end] for end, m in zip(ends, members, strict=True)], check)
         except ValueError:  # the cache's damage, not the sample's
             cache.drop(kept_as)
-    parts = _fetch(store, row, members)
-    found = _checked(members, parts) if digests or kept_as else {m["name"]: part for m, part in zip(members, parts, strict=True)}
-    if cache is not None and kept_as:
-        cache.put(kept_as, b"".join(found.values()))
+    found = _checked(members, _fetch(store, row, members), check)
+    cache.put(kept_as, b"".join(found.values()))
     return found
 
 
-def _checked(members: Sequence[Mapping[str, Any]], parts: Sequence[bytes]) -> dict[str, bytes]:
+def _checked(members: Sequence[Mapping[str, Any]], parts: Sequence[bytes], check: Check) -> dict[str, bytes]:
     for m, part in zip(members, parts, strict=True):
-        if len(part) != m["size"] or content_digest(part) != m["digest"]:
-            raise ValueError(f"{m['name']} does not have its digest; `crosspair verify` says what is damaged")
+        if len(part) != m["size"] or (check != "headers" and not _is_as_listed(part, m, check)):
+            raise ValueError(f"{m['name']} holds other bytes than the index says; `crosspair verify` says what is damaged")
     return {m["name"]: part for m, part in zip(members, parts, strict=True)}
 
 
-def _listed(row: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+def _is_as_listed(data: bytes, member: Mapping[str, Any], check: Check) -> bool:
+    if check == "digests" or member["checksum"] is None:  # an older run's
+        return content_digest(data) == member["digest"]
+    return checksum(data) == member["checksum"]
+
+
+def _listed(row: Mapping[str, Any], names: Sequence[str] | None) -> list[dict[str, Any]]:
     """The index's entries of the named members, in their order in the tar; they lie where a tar's can."""
-    if any(m is None or None in m.values() for m in row["members"]):
-        raise ValueError("the index leaves out what it should say of a member")
+    if not row["members"]:
+        raise ValueError("the index leaves out what it should say of its members")
     entries = sorted(row["members"], key=lambda m: m["offset"])
     by_name = {m["name"]: m for m in entries}
-    missing = set(names) - set(by_name)
+    missing = set(names or ()) - set(by_name)
     if missing:
         raise ValueError(f"members {sorted(missing)} are missing")
     if len(by_name) < len(entries) or sample_digest({n: m["digest"] for n, m in by_name.items()}) != row["digest"]:
         raise ValueError("its members are not those that its digest in the index was made of")
-    wanted = [m for m in entries if m["name"] in names]
+    wanted = entries if names is None else [m for m in entries if m["name"] in names]
     end = 0
     for m in wanted:
         if m["size"] < 0 or m["offset"] < end + tarfile.BLOCKSIZE:
@@ -90,10 +107,10 @@ def _listed(row: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]
 
 def _fetch(store: Store, row: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> list[bytes]:
     """What the tar holds where the index says so, with the headers before it."""
-    start = members[0]["offset"] - tarfile.BLOCKSIZE
-    end = members[-1]["offset"] + members[-1]["size"]
+    headers = [(m["offset"] - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE) for m in members]
+    places = [(m["offset"], m["size"]) for m in members]
     try:
-        stretch = store.read_ranges(row["tar"], [(start, end - start)])[0]
+        read = store.read_ranges(row["tar"], [*headers, *places])
     except StorageError:
         raise
     except _NO_SUCH_FILE as e:
@@ -102,16 +119,13 @@ def _fetch(store: Store, row: Mapping[str, Any], members: Sequence[Mapping[str, 
         raise ValueError(_why_gone(str(store), row["tar"], e.errno or errno.ENOENT)) from e
     except OSError as e:
         raise StorageError(e.errno or 0, e.strerror or str(e), store.at(row["tar"])) from e
-    parts = []
-    for m in members:
-        name, at = f"{row['sample']}.{m['name']}", m["offset"] - start
-        header = stretch[at - tarfile.BLOCKSIZE : at]
+    parts = read[len(members) :]
+    for m, header, part in zip(members, read, parts, strict=False):
+        name = f"{row['sample']}.{m['name']}"
         if header != tar_header(name, m["size"]):
             raise ValueError(f"the tar {_holds(header)} where the index says {name} of {m['size']} bytes")
-        part = stretch[at : at + m["size"]]
         if len(part) < m["size"]:
             raise ValueError(f"the tar has ended within {name}")
-        parts.append(part)
     return parts
 
 

@@ -12,6 +12,7 @@ from model.adapters import LoraConfig
 from model.codec import BLOCK_PX
 from model.controls import Dropped
 from model.ema import EmaConfig
+from model.fetch import Check
 from model.objective import ObjectiveConfig
 from model.parallel import ParallelConfig
 from model.portrait_dit import SD35_MEDIUM, TINY, PortraitConfig
@@ -46,7 +47,7 @@ class LoaderConfig:
 
     threads: int = 1  # that decode
     ahead: int = 2  # batches that are read before they are asked for
-    check: Literal["digests", "headers"] = "digests"  # of what is read
+    check: Check = "checksums"  # of what is read
     cache_dir: Path | None = None  # on each machine, for what is read from an object store; null: it is read each time
     cache_gb: float = 10.0
     max_bad_in_a_row: int = 100  # samples of a worker that cannot be used: so many stop the run

@@ -22,9 +22,10 @@ import pyarrow.compute as pc
 
 from model.cache import Cache
 from model.cut import BadSlot, StreamConfig, Window, cut_window
-from model.fetch import fetch_members, is_file_name
+from model.fetch import fetch_members, is_file_name, keep_freed_memory
 from model.order import Balanced, Interleaved, Order, Uniform, share, whole_shares
 from model.prefetch import Prefetch
+from model.rows import Rows
 from schemas.ids import digest
 from schemas.sample import INDEX_NAME, read_index
 from schemas.store import DiskStore, ObjectStore, Place, Store, open_store
@@ -108,6 +109,7 @@ class ShardStream:
         self._order = self._mix(whole_shares(weights)) if self._weighted else self._order_of(self._sets)
         self._cache = None if config.cache_dir is None else Cache(config.cache_dir, int(config.cache_gb * _GB))
         self._told: set[int] = set()
+        keep_freed_memory()
 
     def _mix(self, shares: Sequence[int]) -> Order:
         return Interleaved([self._order_of([s], k) for k, s in enumerate(self._sets)], self._firsts, shares)
@@ -160,7 +162,7 @@ class ShardStream:
         """All members of the sample at a position, as they are, for who decodes them himself; raises as `read`."""
         store, row, _ = self._row(position)
         with _naming(store, row):
-            return self._fetch(store, row, [m["name"] for m in row["members"]])
+            return self._fetch(store, row, None)
 
     def driving_only(self) -> ShardStream:
         """The same stream over the same index, with `pixels: driving`."""
@@ -168,8 +170,8 @@ class ShardStream:
         other.config = replace(self.config, pixels="driving")
         return other
 
-    def _fetch(self, store: Store, row: dict[str, Any], names: Sequence[str]) -> dict[str, bytes]:
-        return fetch_members(store, row, names, self._cache, digests=self.config.check == "digests")
+    def _fetch(self, store: Store, row: dict[str, Any], names: Sequence[str] | None) -> dict[str, bytes]:
+        return fetch_members(store, row, names, self._cache, check=self.config.check)
 
     def _row(self, position: int) -> tuple[Store, dict[str, Any], int]:
         """Of the index, and of which set, counted from 0."""
@@ -190,7 +192,8 @@ class _Set:
 
     store: Store
     index: pa.Table
-    rows: np.ndarray  # of `index`, int64
+    rows: Rows  # of `index`
+    numbers: np.ndarray  # of those rows, int64
     keys: list[str]
     skipped: int
 
@@ -221,14 +224,13 @@ class _Set:
         for tar in index["tar"].take(rows).unique().to_pylist():
             if not is_file_name(tar):
                 raise ValueError(damaged.format(f"{tar!r} is not the name of a tar beside it"))
-        return _Set(store, index, rows[by_key], keys, skipped)
+        return _Set(store, index, Rows(index), rows[by_key], keys, skipped)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        return self.index[name].take(self.rows)
+        return self.index[name].take(self.numbers)
 
     def row(self, place: int) -> dict[str, Any]:
-        found: dict[str, Any] = self.index.slice(int(self.rows[place]), 1).to_pylist()[0]
-        return found
+        return self.rows.row(int(self.numbers[place]))
 
 
 @contextmanager

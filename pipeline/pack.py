@@ -29,6 +29,7 @@ from schemas.sample import (
     SampleInfo,
     decode_controls,
     finish_tar,
+    index_row,
     read_index,
     read_members,
     sample_digest,
@@ -83,12 +84,7 @@ class SampleFiles:
 
     def row(self, tar: str, entries: list[dict]) -> dict:
         """The sample's row of the index."""
-        info = self.info
-        fields = {
-            n: getattr(info, n) for n in ("frames", "fps", "size_px", "has_audio", "clip", "portrait", "performer", "appearance", "split")
-        }
-        digest = sample_digest({e["name"]: e["digest"] for e in entries})
-        return {"sample": info.key, "tar": tar, "digest": digest, "members": entries, **fields, **_scores(self)}
+        return index_row(self.info, tar, entries, self.scores)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pipeline.forget import unfinished
 from pipeline.ledger import STAGES, Ledger, damaged_units
 from pipeline.storage import read_run_file
 from schemas.files import StorageError
-from schemas.ids import content_digest
+from schemas.ids import checksum, content_digest
 from schemas.latents import FOLDER as LATENTS
 from schemas.latents import layout, read_latents_index, tar_problems
 from schemas.outcomes import REASONS, Outcome
@@ -193,6 +193,8 @@ def _check_tar(folder: Store, name: str, rows: list[dict]) -> Iterator[str]:
                 yield f"{path}: {key} is not where the index says"
             elif content_digest(content) != m["digest"]:
                 yield f"{path}: {key} does not have its digest"
+            elif m.get("checksum") not in (None, checksum(content)):
+                yield f"{path}: {key} has its digest, but not the checksum that the index gives it"
             elif m["name"] == INFO:
                 yield from (
                     f"{path}: {key} and the index differ in `{field}`" for field in _contradictions(SampleInfo.decode(content), row)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 _ID_BYTES = 10  # 80 bits: no collision to be expected below 10^11 things
 _CHUNK_BYTES = 1 << 20
@@ -28,6 +29,11 @@ def digest(*parts: str | int | bytes) -> str:
 def content_digest(data: bytes) -> str:
     """Digest of bytes in memory, equal to `file_digest` of a file that holds them."""
     return hashlib.blake2b(data, digest_size=_ID_BYTES).hexdigest()
+
+
+def checksum(data: bytes) -> int:
+    """xxh3_64 of bytes: finds damage at the speed of memory, 80 times as fast as a digest, but nobody's intent."""
+    return xxhash.xxh3_64_intdigest(data)
 
 
 def file_digest(path: Path) -> str:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from schemas.arrays import decode_arrays, encode_arrays
 from schemas.files import StorageError
-from schemas.ids import content_digest
+from schemas.ids import checksum, content_digest
 from schemas.store import Place, Store, open_store
 
 FORMAT = "crosspair/1"
@@ -47,7 +47,9 @@ SCORES = (
     *("jitter_ratio", "lost_frames", "valid_masks", "target_likeness", "csim_appearance", "csim_performer", "csim_margin"),
 )
 _LATER = frozenset(SCORES[5:])  # columns that an older run's index does not have
-_MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("digest", pa.string())])
+_MEMBER_OF_OLD = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("digest", pa.string())])
+# `checksum` is what readers look at each time, `digest` what the bytes are known by. An older run's members have no checksum.
+_MEMBER = pa.struct([*_MEMBER_OF_OLD, ("checksum", pa.uint64())])
 INDEX_SCHEMA = pa.schema(
     [
         ("sample", pa.string()),  # = key = pair id
@@ -161,9 +163,24 @@ def sample_digest(members: Mapping[str, str]) -> str:
 
 def tar_header(name: str, size: int) -> bytes:
     """A USTAR header that depends on name and size alone: no time, no owner."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) > tarfile.LENGTH_NAME or not 0 <= size < _MAX_OCTAL:
+        return _tar_header(name, size)  # it knows what to do then, or that nothing can be done
+    digits = b"%011o" % size
+    return _HEADER % (encoded.ljust(100, b"\0"), digits, _BLANK_SUM + sum(encoded) + sum(digits))
+
+
+def _tar_header(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = size, 0o444, 0
     return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+# All that does not depend on name and size: readers make one for each member that they check. While it is summed up, the sum is blanks.
+_BLANK = _tar_header("", 0)
+_HEADER = b"%b" + _BLANK[100:124] + b"%b" + _BLANK[135:148] + b"%06o\0 " + _BLANK[156:]
+_BLANK_SUM = sum(_BLANK[100:124]) + sum(_BLANK[135:148]) + sum(b" " * 8) + sum(_BLANK[156:])
+_MAX_OCTAL = 8**11
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -193,11 +210,14 @@ def read_parquet(data: bytes, where: str, schema: pa.Schema | None, remedy: str)
     return table
 
 
-def known_columns(data: bytes, schema: pa.Schema, later: Collection[str]) -> pa.Schema:
-    """`schema` without those `later` columns that a table's bytes do not have: an older run wrote it. The whole one for damaged bytes."""
+def known_columns(data: bytes, schema: pa.Schema, later: Collection[str], older: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
+    """`schema` as an older run's table has it: without those `later` columns that its bytes do not have, and with those columns of `older`
+    types that they have of them. The whole one for damaged bytes."""
     with suppress(OSError, pa.ArrowException):
-        there = set(pq.read_schema(pa.BufferReader(data)).names)
-        return pa.schema([f for f in schema if f.name in there or f.name not in later])
+        there = pq.read_schema(pa.BufferReader(data))
+        known = [f for f in schema if f.name in there.names or f.name not in later]
+        as_older = {name for name, kind in (older or {}).items() if name in there.names and there.field(name).type == kind}
+        return pa.schema([f.with_type(older[f.name]) if older and f.name in as_older else f for f in known])
     return schema
 
 
@@ -209,7 +229,7 @@ def read_index(folder: Place) -> pa.Table:
         data = store.read(INDEX_NAME)
     except FileNotFoundError as e:
         raise ValueError(f"{where}: no index; is {store} a pair set's folder (RUN/shards/SET), and has the run got as far as pack?") from e
-    return read_parquet(data, where, known_columns(data, INDEX_SCHEMA, _LATER), remedy)
+    return read_parquet(data, where, known_columns(data, INDEX_SCHEMA, _LATER, {"members": pa.list_(_MEMBER_OF_OLD)}), remedy)
 
 
 def read_members(folder: Place, row: Mapping, names: tuple[str, ...]) -> dict[str, bytes]:
@@ -252,6 +272,13 @@ def _was_replaced(folder: Store, tar: str) -> bool:
         return False
 
 
+def index_row(info: SampleInfo, tar: str, entries: list[dict], scores: Mapping[str, float | None]) -> dict:
+    """A sample's row of the index; `entries` are those that `write_tar_sample` returned."""
+    fields = {n: getattr(info, n) for n in INDEX_SCHEMA.names if hasattr(info, n)}
+    whole = sample_digest({e["name"]: e["digest"] for e in entries})
+    return {"sample": info.key, "tar": tar, "digest": whole, "members": entries, **fields, **{n: scores.get(n) for n in SCORES}}
+
+
 def write_tar_sample(out: BinaryIO, key: str, members: Mapping[str, bytes]) -> list[dict]:
     """Appends one sample to an open tar; returns the index's `members` entries."""
     entries = []
@@ -260,7 +287,7 @@ def write_tar_sample(out: BinaryIO, key: str, members: Mapping[str, bytes]) -> l
             continue
         data = members[name]
         offset = write_tar_member(out, f"{key}.{name}", data)
-        entries.append({"name": name, "offset": offset, "size": len(data), "digest": content_digest(data)})
+        entries.append({"name": name, "offset": offset, "size": len(data), "digest": content_digest(data), "checksum": checksum(data)})
     return entries
 
 

@@ -6,16 +6,17 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from benchmarks.stream_readers import FRAMES, HISTORY, Job
+from model.fetch import Check
 from model.stream import Prefetch, ShardStream, StreamConfig
 
 
 class Reader:
-    """With digests of every byte checked, as by default."""
+    """With checksums of every byte checked, as by default."""
 
-    check: Literal["digests", "headers"] = "digests"
+    check: Check = StreamConfig.check
 
     def __init__(self, job: Job) -> None:
         self.job, self.position = job, 0
@@ -72,6 +73,6 @@ class Reader:
 
 
 class Headers(Reader):
-    """With tar headers checked, and no digests."""
+    """With tar headers checked alone."""
 
-    check = "headers"
+    check: Check = "headers"

@@ -24,7 +24,7 @@ from schemas.sample import (
     TARGET,
     SampleInfo,
     finish_tar,
-    sample_digest,
+    index_row,
     write_tar_sample,
 )
 from stages.encode import VideoWriter
@@ -90,9 +90,7 @@ def write_pair_set(folder: Path, samples: dict[str, dict[str, bytes]], *, keys: 
             info = SampleInfo.decode(members[INFO]) if b"crosspair/1" in members[INFO] else replace(INFO_TEMPLATE, key=name, frames=12)
             key = keys[i] if keys else info.key
             entries = write_tar_sample(tar, key, members)
-            row = {f: getattr(info, f, 0.0) for f in INDEX_SCHEMA.names}
-            row |= {"sample": key, "tar": "train-000000.tar", "members": entries}
-            rows.append(row | {"digest": sample_digest({e["name"]: e["digest"] for e in entries})})
+            rows.append(index_row(replace(info, key=key), "train-000000.tar", entries, {}))
         finish_tar(tar)
     pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), folder / INDEX_NAME)
     return folder

@@ -21,7 +21,7 @@ from pairset import SIZE_PX, members_of, regions_of, video, write_pair_set
 from model.stream import BadSlot, Prefetch, ShardStream, StreamConfig, Window
 from schemas.arrays import encode_arrays
 from schemas.files import StorageError
-from schemas.ids import content_digest
+from schemas.ids import checksum, content_digest
 from schemas.regions import Regions
 from schemas.sample import DRIVING, INDEX_NAME, INDEX_SCHEMA, INFO, REGIONS_MEMBER, SOURCE, TARGET, sample_digest, tar_header
 
@@ -138,7 +138,7 @@ def test_a_pickle_is_never_loaded(tmp_path: Path, members: dict[str, Members]) -
 
     def add(row: dict) -> None:
         size = (folder / TAR).stat().st_size
-        row["members"].append({"name": "evil.pyd", "offset": size + 512, "size": len(trap), "digest": content_digest(trap)})
+        row["members"].append({"name": "evil.pyd", "offset": size + 512, "size": len(trap), "digest": content_digest(trap), "checksum": 0})
         row["digest"] = sample_digest({m["name"]: m["digest"] for m in row["members"]})
 
     edit_index(folder, add)
@@ -161,7 +161,35 @@ def test_a_truncated_tar_costs_what_was_lost(tmp_path: Path, members: dict[str, 
 def test_a_damaged_byte_is_found(tmp_path: Path, members: dict[str, Members]) -> None:
     folder = write_pair_set(tmp_path / "set", members)
     edit_tar(folder, lambda tar: tar.replace(members["bad"][REGIONS_MEMBER], members["bad"][REGIONS_MEMBER][:-1] + b"?", 1))
-    assert "regions.npz does not have its digest" in skipped(folder)
+    for check in ("checksums", "digests"):
+        assert "regions.npz holds other bytes than the index says" in skipped(folder, replace(CONFIG, check=check))
+
+
+def test_a_byte_that_was_put_there_is_found_by_digests_alone(tmp_path: Path, members: dict[str, Members]) -> None:
+    folder, other = write_pair_set(tmp_path / "set", members), members["bad"][SOURCE][:-1] + b"?"
+    edit_tar(folder, lambda tar: tar.replace(members["bad"][SOURCE], other, 1))
+    edit_index(folder, lambda row: next(m for m in row["members"] if m["name"] == SOURCE).update(checksum=checksum(other)))
+    assert "source.png holds other bytes than the index says" in skipped(folder, replace(CONFIG, check="digests"))
+    stream = ShardStream(folder, CONFIG)
+    assert all(isinstance(slot, Window) for slot in stream.batch(0, 2))
+
+
+def test_damage_is_found_in_what_an_older_run_packed(tmp_path: Path, members: dict[str, Members]) -> None:
+    """Its index has no checksums: digests are looked at. One that a newer run went on with has both kinds."""
+    for name, schema in (("older", older_schema()), ("both", INDEX_SCHEMA)):
+        folder = write_pair_set(tmp_path / name, members)
+        rows = pq.read_table(folder / INDEX_NAME).to_pylist()
+        for m in next(r for r in rows if r["sample"] == "bad")["members"]:
+            del m["checksum"]
+        pq.write_table(pa.Table.from_pylist(rows, schema), folder / INDEX_NAME)
+        assert all(isinstance(slot, Window) for slot in ShardStream(folder, CONFIG).batch(0, 2))
+        edit_tar(folder, lambda tar: tar.replace(members["bad"][REGIONS_MEMBER], members["bad"][REGIONS_MEMBER][:-1] + b"?", 1))
+        assert "regions.npz holds other bytes" in skipped(folder)
+
+
+def older_schema() -> pa.Schema:
+    known = [f for f in INDEX_SCHEMA.field("members").type.value_type if f.name != "checksum"]
+    return pa.schema([pa.field("members", pa.list_(pa.struct(known))) if f.name == "members" else f for f in INDEX_SCHEMA])
 
 
 def test_members_that_were_swapped_are_found(tmp_path: Path, members: dict[str, Members]) -> None:
@@ -223,6 +251,8 @@ HUGE = 2**63 - 1
         *(one("size", value) for value in (-1, 0, HUGE, 1 << 31, (1 << 30) - 5000, 10)),
         one("digest", "0" * 20),
         one("digest", ""),
+        one("digest", None),
+        one("checksum", 0),
         one("name", "other"),
         one("name", INFO),
         one("name", None),
@@ -343,7 +373,7 @@ def test_headers_alone_are_checked_where_that_is_asked_for(members: dict[str, Me
     at = next(m for m in row["members"] if m["name"] == SOURCE)["offset"] + 60
     edit_tar(folder, lambda data: data[:at] + b"?" + data[at + 1 :])
     assert stream.members(position)[SOURCE] != members["bad"][SOURCE]
-    with pytest.raises(ValueError, match=r"source\.png does not have its digest"):
+    with pytest.raises(ValueError, match=r"source\.png holds other bytes"):
         careful.members(position)
     edit_tar(folder, lambda data: data[:at])
     with pytest.raises(ValueError, match="ended"):

@@ -103,6 +103,11 @@ def double_an_index_row(root: Path) -> str:
     return "a sample stands twice"
 
 
+def stale_checksum_in_index(root: Path) -> str:
+    change_index(root, lambda rows: rows[0]["members"][1].update(checksum=0))
+    return "not the checksum that the index gives it"
+
+
 def stale_digest_in_index(root: Path) -> str:
     change_index(root, lambda rows: rows[0].update(digest="0" * 20))
     return "the index contradicts itself"
@@ -194,6 +199,7 @@ FAULTS = [
     add_a_tar,
     drop_an_index_row,
     double_an_index_row,
+    stale_checksum_in_index,
     stale_digest_in_index,
     shifted_offset_in_index,
     index_row_of_a_missing_tar,

@@ -66,6 +66,20 @@ def test_stretches_of_a_file(store: Store) -> None:
     assert store.read_ranges("a", [(90, 10), (0, 3), (98, 9)]) == [bytes(range(90, 100)), bytes(range(3)), bytes(range(98, 100))]
     assert store.read_ranges("a", [(100, 5), (0, 1)]) == [b"", b"\0"]
     assert store.read_ranges("a", []) == []
+    data = bytes(range(256)) * 1024
+    store.write("b", data)
+    ranges = [(200_000, 9), (3, 5), (8, 2), (4, 100), (9, 0), (262_140, 9), (70_000, 70_000)]
+    assert store.read_ranges("b", ranges) == [data[offset : offset + size] for offset, size in ranges]
+
+
+def test_near_stretches_of_an_object_are_one_request(s3: S3Server) -> None:
+    s3.make_bucket("near")
+    store = open_store("s3://near/run")
+    store.write("a", bytes(300_000))
+    for ranges, requests in (([(5_000, 10), (0, 512), (60_000, 9)], 1), ([(0, 9), (200_000, 9), (200_500, 9)], 2)):
+        s3.faults({})
+        assert [len(part) for part in store.read_ranges("a", ranges)] == [size for _, size in ranges]
+        assert s3.counts().requests == {"GET": requests}
 
 
 def test_an_error_in_mid_writing_leaves_the_old_file(store: Store) -> None:
