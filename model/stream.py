@@ -25,7 +25,7 @@ from model.cut import BadSlot, StreamConfig, Window, cut_window
 from model.fetch import fetch_members, is_file_name, keep_freed_memory
 from model.order import Balanced, Interleaved, Order, Uniform, share, whole_shares
 from model.prefetch import Prefetch
-from model.rows import Rows
+from model.rows import Rows, Words, arrow, numbers
 from schemas.ids import digest
 from schemas.sample import INDEX_NAME, read_index
 from schemas.store import DiskStore, ObjectStore, Place, Store, open_store
@@ -204,11 +204,12 @@ class _Set:
         damaged = f"{store.at(INDEX_NAME)}: {{}}; `crosspair verify` says what is damaged"
         if empty := [name for name in index.column_names if index[name].null_count]:
             raise ValueError(damaged.format(f"{empty} have no value in some rows"))
-        in_split = pc.equal(index["split"], config.split).to_numpy(zero_copy_only=False)
-        if not in_split.any():
-            splits = sorted(index["split"].unique().to_pylist())
-            raise ValueError(f"{store}: no sample is in split {config.split!r}; the index has {splits or 'no samples at all'}")
-        frames = index["frames"].to_numpy()
+        splits = Words(index["split"])
+        if config.split not in splits.words:
+            raise ValueError(
+                f"{store}: no sample is in split {config.split!r}; the index has {sorted(splits.words) or 'no samples at all'}"
+            )
+        in_split, frames = splits.codes == splits.words.index(config.split), numbers(index["frames"])
         rows = np.flatnonzero(in_split & (frames >= length))
         skipped = int(in_split.sum()) - len(rows)
         if not len(rows):
@@ -216,18 +217,18 @@ class _Set:
                 f"{store}: all {skipped} clips are shorter than the window of {length} frames (history {config.history} "
                 f"+ frames {config.frames}); the longest has {frames[in_split].max()}. Lower `frames`, or make longer clips"
             )
-        samples = index["sample"].take(rows)
-        by_key = pc.sort_indices(samples).to_numpy()
+        samples = index["sample"].take(arrow(rows))
+        by_key = pc.sort_indices(samples)
         keys = samples.take(by_key).to_pylist()
         if pc.count_distinct(samples).as_py() < len(keys):
             raise ValueError(damaged.format(f"it has sample {next(a for a, b in pairwise(keys) if a == b)} twice"))
-        for tar in index["tar"].take(rows).unique().to_pylist():
+        for tar in index["tar"].take(arrow(rows)).unique().to_pylist():
             if not is_file_name(tar):
                 raise ValueError(damaged.format(f"{tar!r} is not the name of a tar beside it"))
-        return _Set(store, index, Rows(index), rows[by_key], keys, skipped)
+        return _Set(store, index, Rows(index), rows[np.from_dlpack(by_key)], keys, skipped)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        return self.index[name].take(self.numbers)
+        return self.index[name].take(arrow(self.numbers))
 
     def row(self, place: int) -> dict[str, Any]:
         return self.rows.row(int(self.numbers[place]))

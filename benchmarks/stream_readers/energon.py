@@ -60,6 +60,7 @@ class Reader:
         torch.save(self.loader.save_state_rank(), path)  # as its documentation does
 
     def load(self, paths: list[Path]) -> None:
+        # Its states are dictionaries of its own kind, which weights_only refuses; this benchmark wrote the files a moment ago.
         states = [torch.load(p, weights_only=False) for p in paths]
         if len(states) == self.job.world:
             self.loader.restore_state_rank(states[self.job.rank])

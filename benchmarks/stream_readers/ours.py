@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +48,20 @@ class Reader:
         shares = [range(min(p + self.job.rank, end), min(p + self.size, end), self.job.world) for p in begins]
         if not self.job.workers:
             for share in shares:
-                yield [self.members(p) for p in share]
+                yield self._members_of(share)
             return
         with ThreadPoolExecutor(self.job.workers) as pool:
-            ahead: deque[list[Any]] = deque()
+            ahead: deque[Future[list[tuple[str, Any]]]] = deque()
             for share in shares:
-                ahead.append([pool.submit(self.members, p) for p in share])
+                ahead.append(pool.submit(self._members_of, share))
                 if len(ahead) > 2:
-                    yield [f.result() for f in ahead.popleft()]
+                    yield ahead.popleft().result()
             while ahead:
-                yield [f.result() for f in ahead.popleft()]
+                yield ahead.popleft().result()
 
-    def members(self, position: int) -> tuple[str, dict[str, bytes]]:
-        """All members of the sample at a position."""
-        return self.stream.key(position), self.stream.members(position)
+    def _members_of(self, positions: Iterable[int]) -> list[tuple[str, Any]]:
+        """Key and all members of the samples at these positions."""
+        return [(self.stream.key(p), self.stream.members(p)) for p in positions]
 
     def save(self, path: Path) -> None:
         path.write_text(str(self.position))

@@ -26,7 +26,7 @@ def test_nothing_heavy_is_imported(pair_set: Path) -> None:
         import sys
         from model.stream import ShardStream, StreamConfig
         ShardStream({str(pair_set)!r}, StreamConfig(frames=4, history=2)).batch(0, 2)
-        heavy = {{"torch", "ray", "diffusers", "transformers", "onnxruntime", "mediapipe", "s3fs", "stages", "pipeline"}}
+        heavy = {{"torch", "pandas", "ray", "diffusers", "transformers", "onnxruntime", "mediapipe", "s3fs", "stages", "pipeline"}}
         print(sorted(heavy & set(sys.modules)))
         """
     )
