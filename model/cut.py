@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from model.augment import Augmentation, draw_augmentation, mirrored, recoloured
 from model.fetch import Check
 from model.order import draws
+from model.rows import Row
 from schemas.outlines import PROFILES, with_profile
 from schemas.regions import Regions, masked_driving, rasterise
 from schemas.sample import CONTROLS, DRIVING, INFO, REGIONS_MEMBER, SOURCE, TARGET, SampleInfo, decode_controls, decode_image
@@ -96,9 +97,9 @@ class BadSlot:
 
 
 def cut_window(
-    members: Mapping[str, bytes], row: Mapping[str, Any], position: int, config: StreamConfig, frame_px: int, of: tuple[str | int, ...]
+    members: Mapping[str, bytes], row: Row, position: int, config: StreamConfig, frame_px: int, of: tuple[str | int, ...]
 ) -> Window:
-    """The window that the draws for `of` choose. `row` is the sample's in the index: key, frames, size_px.
+    """The window that the draws for `of` choose. `row` is the sample's in the index.
 
     Raises:
         ValueError: the sample is of another format, is not what the index says, or is damaged. Other errors come of damage too, but for
@@ -106,9 +107,9 @@ def cut_window(
     """
     info = SampleInfo.decode(members[INFO])  # refuses other formats
     for what, found, listed in (
-        ("key", info.key, row["sample"]),
-        ("frames", info.frames, row["frames"]),
-        ("size_px", info.size_px, row["size_px"]),
+        ("key", info.key, row.sample),
+        ("frames", info.frames, row.frames),
+        ("size_px", info.size_px, row.size_px),
     ):
         if found != listed:
             raise ValueError(f"its {what} is {found!r}, the index says {listed!r}: index and tar are not of one run")
@@ -129,7 +130,7 @@ def cut_window(
         target = finished(decode_video(members[TARGET], first=first, count=length, size_px=size_px))
     shown = _driving(members, first + config.history, config, frames, size_px, augmentation)
     driving = mirrored(np.stack([resized(f, frame_px) for f in shown]), augmentation.flip)
-    return Window(row["sample"], position, first, source, target, driving, source_frame)
+    return Window(row.sample, position, first, source, target, driving, source_frame)
 
 
 def frame_outside(frames: int, first: int, length: int, draw: int) -> int:

@@ -11,18 +11,17 @@ import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from model.cache import Cache
+from model.rows import Member, Row
 from schemas.files import StorageError
 from schemas.ids import checksum, content_digest, digest
 from schemas.sample import INDEX_NAME, sample_digest, tar_header, why_unreadable
 from schemas.store import DiskStore, Store, open_store
 
-_MAX_BYTES = 1 << 30  # of a sample
-_MAX_OFFSET = 1 << 42  # what every file system and store can seek to
 _FILE_NAME = re.compile(r"[^./\\\0][^/\\\0]*")
 _MAX_NAME_BYTES = 255
 _LARGEST_BLOCK = 31 << 20  # 32 MiB with what is kept beside it: larger ones change nothing
@@ -44,9 +43,9 @@ def is_file_name(name: str) -> bool:
 
 
 def fetch_members(
-    store: Store, row: Mapping[str, Any], names: Sequence[str] | None, cache: Cache | None = None, *, check: Check = "checksums"
+    store: Store, row: Row, names: Sequence[str] | None, cache: Cache | None = None, *, check: Check = "checksums"
 ) -> dict[str, bytes]:
-    """Bytes of the named members, or of all, of one row of `model.rows`, held against what the index says of them; what goes into the
+    """Bytes of the named members, or of all, of one row, held against what the index says of them; what goes into the
     cache, or comes out of it, against checksums at least.
 
     Raises:
@@ -55,76 +54,76 @@ def fetch_members(
     """
     members = _listed(row, names)
     # A disk of this machine need not be copied to it.
-    if cache is None or isinstance(store, DiskStore):
-        return _checked(members, _fetch(store, row, members), check)
-    kept_as = digest("members", *(m["digest"] for m in members))
-    check = "checksums" if check == "headers" else check
+    kept_as = digest("members", *(row.digests()[m.name] for m in members)) if cache and not isinstance(store, DiskStore) else ""
+    if not kept_as and check == "headers":
+        return _by_name(members, _fetch(store, row, members))
+    digests = _digests(row) if check == "digests" or any(m.checksum is None for m in members) else {}
+    if cache is None or not kept_as:
+        return _checked(members, _fetch(store, row, members), digests)
     if (kept := cache.get(kept_as)) is not None:
-        ends = np.cumsum([m["size"] for m in members])
+        ends = np.cumsum([m.size for m in members])
         try:
-            return _checked(members, [kept[end - m["size"] : end] for end, m in zip(ends, members, strict=True)], check)
+            return _checked(members, [kept[end - m.size : end] for end, m in zip(ends, members, strict=True)], digests)
         except ValueError:  # the cache's damage, not the sample's
             cache.drop(kept_as)
-    found = _checked(members, _fetch(store, row, members), check)
+    found = _checked(members, _fetch(store, row, members), digests)
     cache.put(kept_as, b"".join(found.values()))
     return found
 
 
-def _checked(members: Sequence[Mapping[str, Any]], parts: Sequence[bytes], check: Check) -> dict[str, bytes]:
-    for m, part in zip(members, parts, strict=True):
-        if len(part) != m["size"] or (check != "headers" and not _is_as_listed(part, m, check)):
-            raise ValueError(f"{m['name']} holds other bytes than the index says; `crosspair verify` says what is damaged")
-    return {m["name"]: part for m, part in zip(members, parts, strict=True)}
-
-
-def _is_as_listed(data: bytes, member: Mapping[str, Any], check: Check) -> bool:
-    if check == "digests" or member["checksum"] is None:  # an older run's
-        return content_digest(data) == member["digest"]
-    return checksum(data) == member["checksum"]
-
-
-def _listed(row: Mapping[str, Any], names: Sequence[str] | None) -> list[dict[str, Any]]:
-    """The index's entries of the named members, in their order in the tar; they lie where a tar's can."""
-    if not row["members"]:
-        raise ValueError("the index leaves out what it should say of its members")
-    entries = sorted(row["members"], key=lambda m: m["offset"])
-    by_name = {m["name"]: m for m in entries}
-    missing = set(names or ()) - set(by_name)
-    if missing:
-        raise ValueError(f"members {sorted(missing)} are missing")
-    if len(by_name) < len(entries) or sample_digest({n: m["digest"] for n, m in by_name.items()}) != row["digest"]:
+def _digests(row: Row) -> dict[str, str]:
+    """Of the row's members, held against the sample's, which the stream's is made of."""
+    digests = row.digests()
+    if sample_digest(digests) != row.digest():
         raise ValueError("its members are not those that its digest in the index was made of")
-    wanted = entries if names is None else [m for m in entries if m["name"] in names]
-    end = 0
-    for m in wanted:
-        if m["size"] < 0 or m["offset"] < end + tarfile.BLOCKSIZE:
-            raise ValueError(f"the index says that {m['name']} has {m['size']} bytes from {m['offset']} on, which cannot be")
-        end = m["offset"] + m["size"]
-    if end > _MAX_OFFSET or end - wanted[0]["offset"] > _MAX_BYTES:
-        raise ValueError(f"the index says that it takes {end - wanted[0]['offset']} bytes and ends at {end}, which cannot be")
-    return wanted
+    return digests
 
 
-def _fetch(store: Store, row: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> list[bytes]:
+def _checked(members: Sequence[Member], parts: Sequence[bytes], digests: Mapping[str, str]) -> dict[str, bytes]:
+    """By digests where there are some, else by checksums."""
+    for m, part in zip(members, parts, strict=True):
+        right = content_digest(part) == digests[m.name] if digests else checksum(part) == m.checksum
+        if len(part) != m.size or not right:
+            raise ValueError(f"{m.name} holds other bytes than the index says; `crosspair verify` says what is damaged")
+    return _by_name(members, parts)
+
+
+def _by_name(members: Sequence[Member], parts: Sequence[bytes]) -> dict[str, bytes]:
+    return {m.name: part for m, part in zip(members, parts, strict=True)}
+
+
+def _listed(row: Row, names: Sequence[str] | None) -> list[Member]:
+    """The index's entries of the named members, or of all, in their order in the tar."""
+    if row.members is None:
+        raise ValueError("the index says of its members what cannot be, or leaves something out; `crosspair verify` says what is damaged")
+    there = {m.name for m in row.members}
+    if len(there) < len(row.members):
+        raise ValueError("the index has a member twice")
+    if missing := set(names or ()) - there:
+        raise ValueError(f"members {sorted(missing)} are missing")
+    return row.members if names is None else [m for m in row.members if m.name in names]
+
+
+def _fetch(store: Store, row: Row, members: Sequence[Member]) -> list[bytes]:
     """What the tar holds where the index says so, with the headers before it."""
-    headers = [(m["offset"] - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE) for m in members]
-    places = [(m["offset"], m["size"]) for m in members]
+    headers = [(m.offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE) for m in members]
+    places = [(m.offset, m.size) for m in members]
     try:
-        read = store.read_ranges(row["tar"], [*headers, *places])
+        read = store.read_ranges(row.tar, [*headers, *places])
     except StorageError:
         raise
     except _NO_SUCH_FILE as e:
         if store.size(INDEX_NAME) < 0:
             raise StorageError(errno.ENOENT, "the pair set's folder was there before and is not now", str(store)) from e
-        raise ValueError(_why_gone(str(store), row["tar"], e.errno or errno.ENOENT)) from e
+        raise ValueError(_why_gone(str(store), row.tar, e.errno or errno.ENOENT)) from e
     except OSError as e:
-        raise StorageError(e.errno or 0, e.strerror or str(e), store.at(row["tar"])) from e
+        raise StorageError(e.errno or 0, e.strerror or str(e), store.at(row.tar)) from e
     parts = read[len(members) :]
     for m, header, part in zip(members, read, parts, strict=False):
-        name = f"{row['sample']}.{m['name']}"
-        if header != tar_header(name, m["size"]):
-            raise ValueError(f"the tar {_holds(header)} where the index says {name} of {m['size']} bytes")
-        if len(part) < m["size"]:
+        name = f"{row.sample}.{m.name}"
+        if header != tar_header(name, m.size):
+            raise ValueError(f"the tar {_holds(header)} where the index says {name} of {m.size} bytes")
+        if len(part) < m.size:
             raise ValueError(f"the tar has ended within {name}")
     return parts
 

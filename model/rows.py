@@ -2,57 +2,103 @@
 
 from __future__ import annotations
 
-from typing import Any
+import tarfile
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+_MAX_BYTES = 1 << 30  # of a sample
+_MAX_OFFSET = 1 << 42  # what every file system and store can seek to
+_64_BITS = (1 << 64) - 1
+
+
+class Member(NamedTuple):
+    """As the index has it, true or not."""
+
+    name: str
+    offset: int
+    size: int
+    checksum: int | None  # an older run's index has none
+
+
+class Row(NamedTuple):
+    """What the index says of a sample that reading it takes, true or not."""
+
+    sample: str
+    tar: str
+    frames: int
+    size_px: int
+    members: list[Member] | None  # in their order in the tar; None where the index says what cannot be, or leaves something out
+    rows: Rows
+    number: int
+
+    def digest(self) -> str:
+        """Of the sample."""
+        digest: str = self.rows.digest[self.number].as_py()
+        return digest
+
+    def digests(self) -> dict[str, str]:
+        """Of its members, by name."""
+        assert self.members is not None
+        first = int(self.rows.first[self.number])
+        digests = self.rows.member_digest.slice(first, len(self.members)).to_pylist()
+        return {m.name: digest for m, digest in zip(self.members, digests, strict=True)}
+
 
 class Rows:
-    """What reading a sample takes, of an index.
+    """An index.
 
     Args:
         index: as `schemas.sample.read_index` returns it, without nulls but those of scores and those within `members`.
     """
 
     def __init__(self, index: pa.Table) -> None:
-        self._sample, self._tar, self._digest = index["sample"], Words(index["tar"]), index["digest"]
+        self._tar, self.digest = Words(index["tar"]), index["digest"]
         self._frames, self._size_px = numbers(index["frames"]), numbers(index["size_px"])
         members = index["members"]
-        self._first = np.concatenate([[0], np.cumsum(numbers(pc.list_value_length(members)))])
+        self.first = np.concatenate([[0], np.cumsum(numbers(pc.list_value_length(members)))])
         flat = pc.list_flatten(members)
-        name, offset, size, self._member_digest = (pc.struct_field(flat, field) for field in ("name", "offset", "size", "digest"))
-        self._name, self._offset, self._size = Words(name), numbers(offset), numbers(size)
+        name, offset, size, self.member_digest = (pc.struct_field(flat, field) for field in ("name", "offset", "size", "digest"))
         has_checksums = "checksum" in {field.name for field in flat.type}
         checksum = pc.struct_field(flat, "checksum") if has_checksums else pa.chunked_array([pa.nulls(len(flat), pa.uint64())])
-        self._checksum, self._has_checksum = numbers(checksum), ~_empty(checksum)
-        # Arrays of numbers cannot say that something is left out.
-        gaps = np.flatnonzero(np.any([_empty(column) for column in (name, offset, size, self._member_digest)], axis=0))
-        self._with_gaps = set((np.searchsorted(self._first, gaps, side="right") - 1).tolist())
+        self._has_checksum = ~_empty(checksum) if checksum.null_count else None  # None: all have
+        words = Words(name)
+        self._names = words.words
+        # In one table, of which a few rows are had at once.
+        self._members = np.stack([words.codes, numbers(offset), numbers(size), numbers(checksum).view(np.int64)], axis=1)
+        gaps = np.any([_empty(column) for column in (name, offset, size, self.member_digest)], axis=0)
+        self._impossible = set(_impossible(self.first, self._members[:, 1], self._members[:, 2], gaps).tolist())
 
-    def row(self, number: int) -> dict[str, Any]:
-        """The row, with its members as dictionaries in their order, or None where the index leaves out something of one of them. A
-        member's `checksum` may be None."""
-        return {
-            "sample": self._sample[number].as_py(),
-            "tar": self._tar.of(number, number + 1)[0],
-            "digest": self._digest[number].as_py(),
-            "frames": int(self._frames[number]),
-            "size_px": int(self._size_px[number]),
-            "members": None if number in self._with_gaps else self._members(number),
-        }
+    def row(self, number: int, sample: str) -> Row:
+        """`sample` is its key."""
+        members = None if number in self._impossible else self._of(int(self.first[number]), int(self.first[number + 1]))
+        tar = self._tar.words[self._tar.codes[number]]
+        return Row(sample, tar, int(self._frames[number]), int(self._size_px[number]), members, self, number)
 
-    def _members(self, number: int) -> list[dict[str, Any]]:
-        a, b = int(self._first[number]), int(self._first[number + 1])
-        names, digests = self._name.of(a, b), self._member_digest.slice(a, b - a).to_pylist()
-        checksums = [c if there else None for c, there in zip(self._checksum[a:b].tolist(), self._has_checksum[a:b].tolist(), strict=True)]
-        return [
-            {"name": name, "offset": offset, "size": size, "digest": digest, "checksum": checksum}
-            for name, offset, size, digest, checksum in zip(
-                *(names, self._offset[a:b].tolist(), self._size[a:b].tolist(), digests, checksums), strict=True
-            )
-        ]
+    def _of(self, first: int, end: int) -> list[Member]:
+        names = self._names
+        members = [Member(names[name], offset, size, c & _64_BITS) for name, offset, size, c in self._members[first:end].tolist()]
+        if self._has_checksum is None:
+            return members
+        return [m if there else m._replace(checksum=None) for m, there in zip(members, self._has_checksum[first:end].tolist(), strict=True)]
+
+
+def _impossible(first: np.ndarray, offset: np.ndarray, size: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Rows whose members cannot lie in a tar where they are said to, or of which there are none, or that have `gaps`; int64.
+
+    `first` is that of each row's members, and behind the last row their number; the others have a value a member.
+    """
+    nowhere = gaps | (size < 0) | (size > _MAX_BYTES) | (offset < tarfile.BLOCKSIZE) | (offset > _MAX_OFFSET)
+    end = np.where(nowhere, 0, offset + size)  # what overflows is nowhere
+    follows = np.ones(len(offset), bool)
+    follows[first[:-1][first[:-1] < len(offset)]] = False
+    nowhere[1:] |= follows[1:] & (offset[1:] < end[:-1] + tarfile.BLOCKSIZE)
+    of_rows = np.unique(np.searchsorted(first, np.flatnonzero(nowhere), side="right") - 1)
+    there = np.flatnonzero(np.diff(first))
+    too_long = there[end[first[there + 1] - 1] - offset[first[there]] > _MAX_BYTES]
+    return np.concatenate([of_rows, np.flatnonzero(np.diff(first) == 0), too_long])
 
 
 class Words:
@@ -62,9 +108,6 @@ class Words:
         encoded = column.dictionary_encode().unify_dictionaries()
         self.words: list[str] = encoded.chunk(0).dictionary.to_pylist() if encoded.num_chunks else []
         self.codes = numbers(pa.chunked_array([chunk.indices for chunk in encoded.chunks], pa.int32()))
-
-    def of(self, first: int, end: int) -> list[str]:
-        return [self.words[code] for code in self.codes[first:end].tolist()]
 
 
 # Pyarrow's own ways to numpy and back import pandas, which takes longer than all else that a stream does before its first window.

@@ -25,7 +25,7 @@ from model.cut import BadSlot, StreamConfig, Window, cut_window
 from model.fetch import fetch_members, is_file_name, keep_freed_memory
 from model.order import Balanced, Interleaved, Order, Uniform, share, whole_shares
 from model.prefetch import Prefetch
-from model.rows import Rows, Words, arrow, numbers
+from model.rows import Row, Rows, Words, arrow, numbers
 from schemas.ids import digest
 from schemas.sample import INDEX_NAME, read_index
 from schemas.store import DiskStore, ObjectStore, Place, Store, open_store
@@ -156,7 +156,7 @@ class ShardStream:
         store, row, k = self._row(position)
         with _naming(store, row):
             members = self._fetch(store, row, self.config.members)
-            return _cut(members, row, position, self.config, self.frame_px, self._drawn_for(position, row["sample"], k))
+            return _cut(members, row, position, self.config, self.frame_px, self._drawn_for(position, row.sample, k))
 
     def members(self, position: int) -> dict[str, bytes]:
         """All members of the sample at a position, as they are, for who decodes them himself; raises as `read`."""
@@ -170,10 +170,10 @@ class ShardStream:
         other.config = replace(self.config, pixels="driving")
         return other
 
-    def _fetch(self, store: Store, row: dict[str, Any], names: Sequence[str] | None) -> dict[str, bytes]:
+    def _fetch(self, store: Store, row: Row, names: Sequence[str] | None) -> dict[str, bytes]:
         return fetch_members(store, row, names, self._cache, check=self.config.check)
 
-    def _row(self, position: int) -> tuple[Store, dict[str, Any], int]:
+    def _row(self, position: int) -> tuple[Store, Row, int]:
         """Of the index, and of which set, counted from 0."""
         place = self._order.at(position)
         k = bisect_right(self._firsts, place) - 1
@@ -230,20 +230,20 @@ class _Set:
     def column(self, name: str) -> pa.ChunkedArray:
         return self.index[name].take(arrow(self.numbers))
 
-    def row(self, place: int) -> dict[str, Any]:
-        return self.rows.row(int(self.numbers[place]))
+    def row(self, place: int) -> Row:
+        return self.rows.row(int(self.numbers[place]), self.keys[place])
 
 
 @contextmanager
-def _naming(store: Store, row: dict[str, Any]) -> Iterator[None]:
+def _naming(store: Store, row: Row) -> Iterator[None]:
     """A ValueError that comes of a sample says of which."""
     try:
         yield
     except ValueError as e:
-        raise ValueError(f"{store.at(row['tar'])}: sample {row['sample']}: {e}") from e
+        raise ValueError(f"{store.at(row.tar)}: sample {row.sample}: {e}") from e
 
 
-def _cut(members: dict[str, bytes], row: dict[str, Any], *more: Any) -> Window:
+def _cut(members: dict[str, bytes], row: Row, *more: Any) -> Window:
     """`cut_window`, where whatever it stumbles over is the sample's: the bytes are here, and they are what the index names."""
     try:
         return cut_window(members, row, *more)

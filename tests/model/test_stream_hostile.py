@@ -213,7 +213,8 @@ def test_members_that_were_swapped_are_found(tmp_path: Path, members: dict[str, 
         by_name[TARGET]["name"], by_name[DRIVING]["name"] = DRIVING, TARGET
 
     edit_index(folder, swap)
-    assert "not those that its digest" in skipped(folder)
+    assert "holds 'bad.driving.mp4' of" in skipped(folder)
+    assert "not those that its digest" in skipped(folder, replace(CONFIG, check="digests"))
     edit_index(folder, lambda row: row.update(digest=sample_digest({m["name"]: m["digest"] for m in row["members"]})))
     assert "holds 'bad.driving.mp4' of" in skipped(folder)
 
@@ -242,6 +243,7 @@ def one(field: str, value: object) -> Callable[[dict], object]:
 
 
 HUGE = 2**63 - 1
+WRONG_CHECKSUM = one("checksum", 0)
 
 
 @pytest.mark.parametrize(
@@ -249,15 +251,12 @@ HUGE = 2**63 - 1
     [
         *(one("offset", value) for value in (-1, -HUGE, 0, 511, HUGE, HUGE - 10, 1 << 40, 5000)),
         *(one("size", value) for value in (-1, 0, HUGE, 1 << 31, (1 << 30) - 5000, 10)),
-        one("digest", "0" * 20),
-        one("digest", ""),
         one("digest", None),
-        one("checksum", 0),
+        WRONG_CHECKSUM,
         one("name", "other"),
         one("name", INFO),
         one("name", None),
         lambda row: row.update(members=[]),
-        lambda row: row.update(digest=""),
         lambda row: row.update(frames=2**31 - 1),
         lambda row: row.update(frames=11),
         lambda row: row.update(tar="train-000001.tar"),
@@ -270,9 +269,24 @@ def test_an_index_that_lies_about_a_sample_costs_that_sample(
 ) -> None:
     folder = write_pair_set(tmp_path / "set", members)
     edit_index(folder, lie)
-    stream = ShardStream(folder, replace(CONFIG, frame_px=32))
-    slots = {slot.key: slot for slot in stream.batch(0, 2)}
-    assert isinstance(slots["bad"], BadSlot) and isinstance(slots["good"], Window)
+    for check in ("checksums", "digests"):
+        stream = ShardStream(folder, replace(CONFIG, frame_px=32, check=check))
+        slots = {slot.key: slot for slot in stream.batch(0, 2)}
+        assert isinstance(slots["bad"], BadSlot) or (check == "digests" and lie is WRONG_CHECKSUM)
+        assert isinstance(slots["good"], Window)
+
+
+@pytest.mark.parametrize("lie", [one("digest", "0" * 20), one("digest", ""), lambda row: row.update(digest="")])
+def test_an_index_that_lies_about_digests_is_found_out_where_they_are_looked_at(
+    tmp_path: Path, members: dict[str, Members], lie: Callable[[dict], object]
+) -> None:
+    """The bytes that are handed out are the right ones in any case."""
+    folder = write_pair_set(tmp_path / "set", members)
+    whole = {w.key: w for w in ShardStream(folder, CONFIG).batch(0, 2)}["bad"]
+    edit_index(folder, lie)
+    assert "not those that its digest" in skipped(folder, replace(CONFIG, check="digests"))
+    found = {w.key: w for w in ShardStream(folder, CONFIG).batch(0, 2)}["bad"]
+    assert isinstance(found, Window) and isinstance(whole, Window) and np.array_equal(found.target, whole.target)
 
 
 def test_an_index_that_makes_no_sense_is_refused(tmp_path: Path, members: dict[str, Members]) -> None:
