@@ -11,10 +11,10 @@ from torch import Tensor
 
 from model.codec import LatentCodec
 from model.controls import Controls, Kept, Text
-from model.latents import Latents
+from model.latents import EncodedWindow
 from model.objective import ObjectiveConfig, draw_noise, noisy_history, velocity_loss
 from model.portrait_dit import PortraitDiT
-from model.stream import BadSlot, ShardStream, Window
+from model.stream import Window
 from schemas.ids import digest
 
 # Shape suffixes: B batch, F frames of the window, P previous frames, C latent channels, H W latent rows and columns.
@@ -36,21 +36,10 @@ class Examples:
         codec: of the latents.
         objective: how noise is drawn.
         seed: of the run; with a window's position in the stream it seeds its noise.
-        latents: of targets and sources, where they were made before.
-        pictures: the stream that has those of windows without.
     """
 
-    def __init__(
-        self,
-        codec: LatentCodec,
-        objective: ObjectiveConfig,
-        seed: int,
-        device: torch.device,
-        latents: Latents | None,
-        pictures: ShardStream,
-    ) -> None:
-        self.codec, self.objective, self.seed, self.device, self.latents, self.pictures = codec, objective, seed, device, latents, pictures
-        self._found: dict[int, tuple[Tensor, Tensor]] = {}  # latents of the windows in hand, by position
+    def __init__(self, codec: LatentCodec, objective: ObjectiveConfig, seed: int, device: torch.device) -> None:
+        self.codec, self.objective, self.seed, self.device = codec, objective, seed, device
 
     def __call__(self, window: Window) -> Example:
         driving = self._encoded(window.driving)
@@ -61,26 +50,11 @@ class Examples:
         history_PCHW = noisy_history(self.objective, history_PCHW, generator)
         return Example(source, driving, history_PCHW, target_FCHW, sigma, noise_FCHW.to(self.device))
 
-    def readable(self, slot: Window | BadSlot) -> Window | BadSlot:
-        """The slot, its latents at hand; with pictures where there are none of its sample. To be asked before an example is made of it."""
-        if self.latents is None or isinstance(slot, BadSlot):
-            return slot
-        count = self.pictures.config.history + self.pictures.config.frames
-        try:
-            found = self.latents.window(slot.key, slot.first_frame, count, slot.source_frame)
-        except ValueError as e:
-            return BadSlot(slot.key, slot.position, str(e))
-        if found is None:
-            return self.pictures.slot(slot.position)
-        self._found[slot.position] = found
-        return slot
-
     def _target(self, window: Window) -> tuple[Tensor, Tensor]:
         """Of all target frames and of the source."""
-        if len(window.target):
-            return self._encoded(window.target), self._encoded(window.source[None])[0]
-        target, source = self._found.pop(window.position)
-        return target.to(self.device), source.to(self.device)
+        if isinstance(window, EncodedWindow):
+            return window.target_TCHW.to(self.device), window.source_CHW.to(self.device)
+        return self._encoded(window.target), self._encoded(window.source[None])[0]
 
     def _encoded(self, frames: np.ndarray) -> Tensor:
         return self.codec.encode(torch.from_numpy(frames).to(self.device))

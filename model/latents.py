@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.codec import LatentCodec
+from model.stream import BadSlot, ShardStream, Window
 from schemas.ids import digest
 from schemas.latents import (
     FOLDER,
@@ -295,3 +296,32 @@ class Latents:
             if self._digests.get(r["sample"]) == r["sample_digest"]:
                 found[r["sample"]] = r
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedWindow(Window):
+    """A window whose target and source come as latents, float32, in place of pictures."""
+
+    target_TCHW: Tensor  # the previous frames, then those to be made
+    source_CHW: Tensor
+
+
+class EncodedStream:
+    """A stream's windows with latents, to be read ahead as those of the stream; with pictures where there are none of a sample."""
+
+    def __init__(self, stream: ShardStream, latents: Latents) -> None:
+        self.config, self._pictures, self._driving, self._latents = stream.config, stream, stream.driving_only(), latents
+
+    def slot(self, position: int) -> Window | BadSlot:
+        """As `ShardStream.slot`; damaged latents cost their place as a damaged sample does."""
+        slot = self._driving.slot(position)
+        if isinstance(slot, BadSlot):
+            return slot
+        count = self.config.history + self.config.frames
+        try:
+            found = self._latents.window(slot.key, slot.first_frame, count, slot.source_frame)
+        except ValueError as e:
+            return BadSlot(slot.key, position, str(e))
+        if found is None:
+            return self._pictures.slot(position)
+        return EncodedWindow(**vars(slot), target_TCHW=found[0], source_CHW=found[1])

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from model.cut import BadSlot, Window
+from model.cut import BadSlot, StreamConfig, Window
 from model.order import share
 
-if TYPE_CHECKING:
-    from model.stream import ShardStream
+
+class Slots(Protocol):
+    """What is read ahead: a stream, or one with latents (model/latents.py)."""
+
+    config: StreamConfig
+
+    def slot(self, position: int) -> Window | BadSlot:
+        """As `ShardStream.slot`; called from several threads at once."""
 
 
 class Prefetch:
@@ -21,7 +27,7 @@ class Prefetch:
     Use as a context manager.
     """
 
-    def __init__(self, stream: ShardStream, size: int, *, rank: int, world: int, threads: int = 1, ahead: int = 2) -> None:
+    def __init__(self, stream: Slots, size: int, *, rank: int, world: int, threads: int = 1, ahead: int = 2) -> None:
         if threads < 1 or ahead < 0:
             raise ValueError(f"threads must be at least 1 and ahead at least 0, not {threads} and {ahead}")
         self._stream, self._size, self._rank, self._world, self._ahead = stream, size, rank, world, ahead

@@ -37,7 +37,7 @@ from model.cost import forward_flops, training_flops
 from model.diary import Diary
 from model.ema import Ema
 from model.examples import Example, Examples, blank, losses, seed_of, seeded
-from model.latents import Latents
+from model.latents import EncodedStream, Latents
 from model.log import Seen, StepMetrics, memory_gb, peak_flops
 from model.objective import draw_kept
 from model.parallel import spread
@@ -77,12 +77,11 @@ class Trainer:
         self.config, self.workers, self.device = config, workers or Workers(), device or torch.device("cpu")
         if self.device.type == "cpu":
             torch.use_deterministic_algorithms(True, warn_only=True)
-        self.pictures = config.open_stream()
-        self.stream = self.pictures.driving_only() if config.latents else self.pictures
+        self.stream = config.open_stream()
         config.check_frame_px(self.stream.frame_px)
         self.codec: LatentCodec = codec_of(config.codec, config.base)
-        latents = Latents(self.stream.folder, self.codec, self.stream.frame_px) if config.latents else None
-        self.examples = Examples(self.codec, config.objective, config.seed, self.device, latents, self.pictures)
+        self.latents = Latents(self.stream.folder, self.codec, self.stream.frame_px) if config.latents else None
+        self.examples = Examples(self.codec, config.objective, config.seed, self.device)
         self.checkpoints = Checkpoints(config.out / CHECKPOINTS_NAME, keep=config.keep_checkpoints)
         self.step = self.position = 0
         latest = self.workers.gather(self.checkpoints.latest())[0]  # of all, whatever a shared disk shows to each
@@ -117,10 +116,7 @@ class Trainer:
             for drawn in (config.out / SHEET_NAME, (config.out / SHEET_NAME).with_suffix(".mp4")):  # of fewer steps
                 drawn.unlink(missing_ok=True)
         saved_in_need, asked_s = False, 0.0
-        rank, world = self.workers.rank, self.workers.world
-        with Prefetch(
-            self.stream, config.batch_size, rank=rank, world=world, threads=config.loader.threads, ahead=config.loader.ahead
-        ) as prefetch:
+        with self._prefetch() as prefetch:
             batches = prefetch.batches(self.position, remaining)
             for _ in range(remaining):
                 asked = time.perf_counter()
@@ -144,6 +140,11 @@ class Trainer:
         if diary is not None:
             diary.close()
 
+    def _prefetch(self) -> Prefetch:
+        slots = self.stream if self.latents is None else EncodedStream(self.stream, self.latents)
+        workers, loader = self.workers, self.config.loader
+        return Prefetch(slots, self.config.batch_size, rank=workers.rank, world=workers.world, threads=loader.threads, ahead=loader.ahead)
+
     def train_step(self, slots: Sequence[Window | BadSlot], *, waited_s: float = 0.0) -> StepMetrics:
         """One update from the batch of all workers, of which this one has `slots`. Each sample that can be used weighs the same; where
         none can, weights stay as they are.
@@ -154,7 +155,6 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        slots = [self.examples.readable(s) for s in slots]
         windows = [s for s in slots if isinstance(s, Window)]
         usable = sum(self.workers.gather(len(windows)))
         kept = self.kept()
@@ -287,12 +287,11 @@ class Trainer:
         )
 
     def _progress(self) -> dict[str, Any]:
-        latents = self.examples.latents
         return {
             "step": self.step,
             "position": self.position,
             "stream": self.stream.digest,
-            "latents": "" if latents is None else latents.digest,
+            "latents": "" if self.latents is None else self.latents.digest,
             "config": self.config.fixed(),
         }
 
@@ -313,7 +312,7 @@ class Trainer:
     def draw(self, path: Path, diary: Diary | None) -> None:
         """Samples the first window of the stream, so that pictures of one run show the same frames; with the averages, if any."""
         config = self.config
-        window = _first_window(self.pictures)
+        window = _first_window(self.stream)
         self.model.eval()
         with nullcontext() if self.ema is None else self.ema.swapped(self.model):
             sampled = sample_shown(

@@ -1,6 +1,7 @@
 """The loop: it learns, it resumes bit for bit, and it refuses to go on as another run."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -18,13 +19,13 @@ from model.codec import DctCodec
 from model.controls import P
 from model.diary import LOG_NAME, SEEN_NAME, SKIPPED_NAME
 from model.guidance import Guidance
-from model.latents import write_latents
+from model.latents import EncodedStream, EncodedWindow, Latents, write_latents
 from model.log import read_log
 from model.objective import ObjectiveConfig
 from model.portrait_dit import no_text
 from model.sampling import SamplerConfig
 from model.settings import LoaderConfig, SheetConfig, TrainConfig
-from model.stream import BadSlot
+from model.stream import Window
 from model.text import encode_text_file
 from model.trainer import Diverged, Trainer
 from model.windows import sample_video
@@ -358,19 +359,45 @@ def test_latents_that_were_made_before_train_as_pictures_do(config: TrainConfig,
     assert losses(run(plain).config) == pytest.approx(losses(run(cached).config), abs=2e-3)
     assert losses(plain) != losses(cached)
     trainer = Trainer(replace(cached, steps=3))
-    window = trainer.stream.batch(0, 1)[0]
-    assert len(window.target) == 0 and trainer.examples.readable(window) is window and len(trainer.examples(window).target_FCHW) == 4
-    del trainer.examples.latents._rows[window.key]
-    target = trainer.examples.readable(window).target
-    assert len(target) == 6 and torch.equal(
-        trainer.examples(trainer.examples.readable(window)).target_FCHW, DctCodec().encode(torch.from_numpy(target))[2:]
-    )
-    for tar in (pair_set / "latents").glob("*.tar"):
-        tar.write_bytes(b"\0" * tar.stat().st_size)
-    others = [trainer.examples.readable(s) for s in trainer.stream.batch(0, 3)[1:]]
-    assert all(isinstance(s, BadSlot) for s in others)  # damage costs its own place
+    assert trainer.latents is not None
+    stream, pictures = EncodedStream(trainer.stream, trainer.latents), trainer.stream.read(0)
+    window = stream.slot(0)
+    assert isinstance(window, EncodedWindow) and len(window.target) == 0 and window.driving.tobytes() == pictures.driving.tobytes()
+    encoded = trainer.examples(window)
+    torch.testing.assert_close(encoded.target_FCHW, trainer.examples(pictures).target_FCHW, atol=1e-3, rtol=2e-3)
+    torch.testing.assert_close(encoded.source_CHW, trainer.examples(pictures).source_CHW, atol=1e-3, rtol=2e-3)
+    del trainer.latents._rows[window.key]
+    without = stream.slot(0)
+    assert isinstance(without, Window) and without.target.tobytes() == pictures.target.tobytes()
     with pytest.raises(ValueError, match="leave out flip"):
         replace(cached, flip=0.5)
+
+
+def test_latents_are_read_ahead_and_damaged_ones_count_as_samples_do(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the threads that read the rest, so that no step waits for them; each costs its own place, and many in a row the run."""
+    pair_set = write_pair_set(tmp_path / "set", {k: members_of(k, 14, tmp_path) for k in "abc"})
+    write_latents(pair_set, DctCodec(), frame_px=32)
+    config = replace(config, shards=pair_set, latents=True, batch_size=3, steps=2)
+    window, read_by = Latents.window, list[str]()
+
+    def damaged_b(self: Latents, key: str, *args: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        read_by.append(threading.current_thread().name)
+        if key == "b":
+            raise ValueError("damaged")
+        return window(self, key, *args)
+
+    monkeypatch.setattr(Latents, "window", damaged_b)
+    run(config)
+    assert len(read_by) == 6 and all(name.startswith("stream") for name in read_by)
+    told = [json.loads(line) for line in (config.out / SKIPPED_NAME).read_text().splitlines()]
+    assert [(r["step"], r["sample"], r["reason"]) for r in told] == [(1, "b", "damaged"), (2, "b", "damaged")]
+    monkeypatch.undo()
+    for tar in (pair_set / "latents").glob("*.tar"):
+        tar.write_bytes(b"\0" * tar.stat().st_size)
+    with pytest.raises(ValueError, match=r"4 samples in a row cannot be used, .*latents of . are damaged; take this tar away"):
+        run(replace(config, out=tmp_path / "damaged", loader=LoaderConfig(max_bad_in_a_row=4)))
 
 
 def test_the_prompt_that_training_shows_goes_with_the_model(config: TrainConfig, tmp_path: Path) -> None:
