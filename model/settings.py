@@ -21,7 +21,8 @@ from schemas.ids import file_digest
 
 # These may differ between a run and the run that it resumes: they change no weight. `base` is found again by its digest.
 _FREE_ON_RESUME = {
-    *("shards", "out", "base", "steps", "checkpoint_every", "keep_checkpoints", "log_every", "log_samples", "sheet", "wandb"),
+    *("shards", "out", "base", "steps", "log_every", "log_samples", "sheet", "wandb"),
+    *("checkpoint_every", "checkpoint_minutes", "keep_checkpoints"),
     *("ray", "max_failures", "workers", "device", "loader", "micro_batch"),
 }
 
@@ -117,7 +118,8 @@ class TrainConfig:
     log_every: int = 1
     log_samples: bool = False  # OUT/seen.jsonl: which samples each step was made of
     wandb: str | None = None  # a project at Weights & Biases, beside TensorBoard's files
-    checkpoint_every: int = 50
+    checkpoint_every: int = 50  # steps
+    checkpoint_minutes: float | None = None  # after the one before, another is written though it is not its turn; None: however long
     keep_checkpoints: int = 3
     sheet: SheetConfig = field(default_factory=SheetConfig)
     # Number of workers, or the least and the most: then Ray takes as many as there is room for, and more or fewer as machines come and go.
@@ -139,9 +141,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 0, not {value}")
-        for name in ("lr", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("lr", "max_grad_norm", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0, not {value}")
         if not 0 <= self.lr_end <= self.lr:
             raise ValueError(f"lr_end must lie between 0 and lr ({self.lr}), not {self.lr_end}")
         least, most = self.worker_range

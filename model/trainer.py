@@ -116,6 +116,7 @@ class Trainer:
             for drawn in (config.out / SHEET_NAME, (config.out / SHEET_NAME).with_suffix(".mp4")):  # of fewer steps
                 drawn.unlink(missing_ok=True)
         saved_in_need, asked_s = False, 0.0
+        saved_s = self.workers.gather(time.monotonic())[0]  # of one clock, as the steps' are, so that all find the same
         with self._prefetch() as prefetch:
             batches = prefetch.batches(self.position, remaining)
             for _ in range(remaining):
@@ -123,6 +124,8 @@ class Trainer:
                 slots = next(batches)
                 metrics = self.train_step(slots, waited_s=time.perf_counter() - asked)
                 saves = self.step % config.checkpoint_every == 0 or self.step == config.steps
+                if config.checkpoint_minutes is not None and metrics.clock_s - saved_s >= 60 * config.checkpoint_minutes:
+                    saves = True
                 if not saved_in_need and metrics.clock_s - asked_s >= _ASK_EVERY_S:  # by one clock, so that all ask at once
                     asked_s = metrics.clock_s
                     if leaving():
@@ -130,6 +133,7 @@ class Trainer:
                 if diary is not None:
                     diary.add(self.step, metrics, now=saves)
                 if saves:
+                    saved_s = metrics.clock_s
                     self.save(wait=saved_in_need)
                 self.settle(wait=False)
                 if config.sheet.every and self.step % config.sheet.every == 0:

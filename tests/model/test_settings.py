@@ -36,6 +36,7 @@ def test_shards_are_a_folder_a_bucket_or_several_with_weights() -> None:
         ("lr=-1.0", "lr must be above 0"),
         ("lr=0", "lr must be above 0"),
         ("lr=.nan", "lr must be above 0"),
+        ("checkpoint_minutes=0", "checkpoint_minutes must be above 0"),
         ("max_grad_norm=0.0", "max_grad_norm must be above 0"),
         ("mask_dilation=-1", "mask_dilation must be at least 0"),
         ("max_failures=-1", "max_failures must be at least 0"),
@@ -64,7 +65,7 @@ def test_values_that_cannot_be_meant_are_refused(setting: str, complaint: str) -
 def test_what_changes_weights_may_not_change_on_resume() -> None:
     config = parse_config(TrainConfig, {"shards": "s", "out": "o", "lr": 0.1})
     before = config.fixed()
-    free = replace(config, out=Path("p"), steps=7, sheet=SheetConfig(steps=0), max_failures=5, keep_checkpoints=9)
+    free = replace(config, out=Path("p"), steps=7, sheet=SheetConfig(steps=0), max_failures=5, keep_checkpoints=9, checkpoint_minutes=5)
     assert free.changes(before) == []
     elsewhere = replace(config, device="cpu", micro_batch=1, parallel=ParallelConfig(recompute=True), loader=LoaderConfig(threads=4))
     assert replace(elsewhere, batch_size=8, workers=(1, 8)).changes(replace(config, batch_size=8).fixed()) == []

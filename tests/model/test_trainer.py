@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ from model.controls import P
 from model.diary import LOG_NAME, SEEN_NAME, SKIPPED_NAME
 from model.guidance import Guidance
 from model.latents import EncodedStream, EncodedWindow, Latents, write_latents
-from model.log import read_log
+from model.log import StepMetrics, read_log
 from model.objective import ObjectiveConfig
 from model.portrait_dit import no_text
 from model.sampling import SamplerConfig
@@ -118,6 +119,19 @@ def test_an_export_loads_in_diffusers(config: TrainConfig, tmp_path: Path) -> No
 def test_old_checkpoints_go(config: TrainConfig) -> None:
     run(replace(config, steps=4, checkpoint_every=1, keep_checkpoints=2))
     assert sorted(p.name for p in (config.out / "checkpoints").glob("step-*")) == ["step-000003", "step-000004"]
+
+
+def test_checkpoints_come_by_steps_and_by_time(config: TrainConfig) -> None:
+    """A minute after the last, whichever that was; here a step takes 25 s, by the clock that counts."""
+    trainer = Trainer(replace(config, steps=9, checkpoint_every=4, checkpoint_minutes=1, keep_checkpoints=9))
+    began_s, step = time.monotonic(), trainer.train_step
+
+    def of_25_s(slots: list, *, waited_s: float) -> StepMetrics:
+        return step(slots, waited_s=waited_s)._replace(clock_s=began_s + 25 * trainer.step)
+
+    trainer.train_step = of_25_s  # type: ignore[method-assign]
+    trainer.train()
+    assert sorted(int(p.name[-2:]) for p in (config.out / "checkpoints").glob("step-*")) == [3, 4, 7, 8, 9]
 
 
 def test_other_settings_or_shards_are_another_run(config: TrainConfig, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from diffusers import SD3Transformer2DModel
 from together import members, together
 from torch.distributed.tensor import DTensor
@@ -105,6 +107,20 @@ def test_the_whole_loop_by_two_with_all_that_saves_memory(alone: TrainConfig, tm
     merged, began = load_model(latest(thrifty)).state_dict(), Trainer(replace(settings, out=tmp_path / "new")).model.state_dict()
     weight = "base.transformer_blocks.0.attn.to_q"
     assert not torch.equal(merged[f"{weight}.weight"], began[f"{weight}.base_layer.weight"])
+
+
+def trained_by_a_fast_clock(config: TrainConfig) -> None:
+    """The second worker's is: by its own it would save after every step, alone."""
+    if dist.get_rank() == 1:
+        began, real = time.monotonic(), time.monotonic
+        time.monotonic = lambda: began + 1e6 * (real() - began)
+    Trainer(config, workers=Workers.all()).train()
+
+
+def test_workers_agree_when_time_is_up(alone: TrainConfig) -> None:
+    config = replace(alone, steps=3, checkpoint_every=2, checkpoint_minutes=1000)
+    together(2, trained_by_a_fast_clock, config)
+    assert sorted(p.name for p in (config.out / "checkpoints").glob("step-*")) == ["step-000002", "step-000003"]
 
 
 def dies_while_the_other_saves(config: TrainConfig) -> None:
