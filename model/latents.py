@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
@@ -80,7 +81,8 @@ def write_latents(
 ) -> Written:
     """Brings SET/latents to hold the latents of all samples of the set: for the one process that works on it.
 
-    What is there already stays, tar by tar; killed anywhere and run again, it ends in the same bytes. One sample is in hand at a time.
+    What is there already stays, tar by tar; killed anywhere and run again, it ends in the same bytes. Pairs of one clip have the same
+    still and target: they come one after another, and these are encoded once. The pictures of one are in hand at a time.
 
     Args:
         place: the set's folder.
@@ -104,7 +106,7 @@ def write_latents(
     index = read_latents_index(folder) or LatentsIndex(by)
     there = {r["sample"] for r in index.rows}
     due: dict[str, list[Row]] = defaultdict(list)
-    for r in samples:
+    for r in _by_pictures(samples):  # of all that there are, so that a run that goes on after a kill has the same order
         if r["sample"] not in there:
             due[r["split"]].append(r)
     written, work = Written(kept=len(there)), _Encoding(pair_set, codec, by, device or torch.device("cpu"), say)
@@ -121,6 +123,20 @@ def write_latents(
     publish(folder, index)
     written.bad = work.bad
     return written
+
+
+def _by_pictures(samples: Sequence[Row]) -> list[Row]:
+    """In the same order, but that those with the same still and target follow the first of them."""
+    first: dict[tuple[str, str, int], int] = {}
+    for i, row in enumerate(samples):
+        first.setdefault(_shown(row), i)
+    return sorted(samples, key=lambda r: first[_shown(r)])
+
+
+def _shown(row: Row) -> tuple[str, str, int]:
+    """Digests of what is encoded of a sample, and how many frames."""
+    digests = {m["name"]: m["digest"] for m in row["members"]}
+    return digests.get(SOURCE, ""), digests.get(TARGET, ""), row["frames"]
 
 
 def _side(pair_set: Store, samples: Sequence[Row], frame_px: int | None) -> int:
@@ -174,30 +190,34 @@ class _Encoding:
         """The rows whose samples are whole, with their latents."""
         with ThreadPoolExecutor(1, "decode") as pool:
             parts: list[np.ndarray] = []
-            for row, found in _ahead(pool, self._decoded(rows)):
+            for same, found in _ahead(pool, self._decoded(rows)):
                 if isinstance(found, np.ndarray):
                     parts.append(self._codec.encode(torch.from_numpy(found).to(self._device)).half().cpu().numpy())
                     continue
-                try:
-                    if found is not None:
-                        raise found
-                    data = encode_latents(row["sample"], self._by, np.concatenate(parts))
-                except ValueError as e:
-                    self.bad[row["sample"]] = str(e)
-                    self._say(f"{row['sample']}: left out: {e}")
-                else:
-                    yield row, data
+                for row in same:
+                    try:
+                        if found is not None:
+                            raise found
+                        data = encode_latents(row["sample"], self._by, np.concatenate(parts))
+                    except ValueError as e:
+                        self.bad[row["sample"]] = str(e)
+                        self._say(f"{row['sample']}: left out: {e}")
+                    else:
+                        yield row, data
                 parts = []
 
-    def _decoded(self, rows: Sequence[Row]) -> Iterator[tuple[Row, np.ndarray | ValueError | None]]:
-        """Of each sample its pictures, a chunk after another, and then None; or an error, and no more of it."""
-        for row in rows:
-            try:
-                for chunk in _pictures(self._pair_set, row, self._by.frame_px):
-                    yield row, chunk
-                yield row, None
-            except ValueError as e:
-                yield row, e
+    def _decoded(self, rows: Sequence[Row]) -> Iterator[tuple[Sequence[Row], np.ndarray | ValueError | None]]:
+        """Pictures, a chunk after another, and then the samples that show them and None; or a sample and its error, and no more of it."""
+        for _, group in groupby(rows, _shown):
+            same = list(group)
+            while same:  # each has bytes of its own: where one's are damaged, the next one's may not be
+                try:
+                    for chunk in _pictures(self._pair_set, same[0], self._by.frame_px):
+                        yield [], chunk
+                    yield same, None
+                    break
+                except ValueError as e:
+                    yield [same.pop(0)], e
 
 
 def _pictures(pair_set: Store, row: Row, frame_px: int) -> Iterator[np.ndarray]:

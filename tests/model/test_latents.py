@@ -273,12 +273,16 @@ def test_neighbours_in_a_tar_move_as_they_are(bare: Path, tmp_path: Path) -> Non
     assert write_latents(folder, DctCodec(), frame_px=64) == Written(made=3) and set(tars(folder).values()) == {"train-000002.tar"}
 
 
-def test_a_bad_sample_is_left_out_and_said(copied: Path) -> None:
-    row = read_index(copied).to_pylist()[1]
+def damage_target(folder: Path, place: int) -> None:
+    row = read_index(folder).to_pylist()[place]
     target = next(m for m in row["members"] if m["name"] == TARGET)
-    with (copied / row["tar"]).open("r+b") as f:
+    with (folder / row["tar"]).open("r+b") as f:
         f.seek(target["offset"] + 100)
         f.write(b"damage")
+
+
+def test_a_bad_sample_is_left_out_and_said(copied: Path) -> None:
+    damage_target(copied, 1)
     shutil.rmtree(copied / "latents")
     said: list[str] = []
     written = write_latents(copied, DctCodec(), frame_px=PX, tar_mb=1, say=said.append)
@@ -364,6 +368,45 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(bare: Path, made: Path, tm
                 assert all(Latents(folder, DctCodec(), PX).window(k, 0, 2, STILL) for k in tars(folder) if k != "a")
             encode(folder)
             assert files(folder) == files(whole), (name, step)
+
+
+# --- pairs of one clip
+
+
+def test_what_pairs_of_a_clip_share_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `a` and `c`; each has latents of its own all the same. A kill between them changes no byte, and damage of one costs that one."""
+    start = write_pair_set(tmp_path / "start", {k: members_of(k, n, tmp_path) for k, n in {"a": 36, "b": 40, "c": 36}.items()})
+    whole = tmp_path / "whole"
+    shutil.copytree(start, whole)
+    encoded, encode_really = list[int](), DctCodec.encode
+
+    def counted(self: DctCodec, x: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(x))
+        return encode_really(self, x)
+
+    with monkeypatch.context() as m, killing(monkeypatch, -1) as steps:
+        m.setattr(DctCodec, "encode", counted)
+        assert encode(whole) == Written(made=3)
+    assert sum(encoded) == 1 + 36 + 1 + 40
+    assert tars(whole) == {"a": "train-000000.tar", "c": "train-000001.tar", "b": "train-000002.tar"}
+    latents = Latents(whole, DctCodec(), PX)
+    for key in "abc":
+        target, still = pictures(whole, key, PX)
+        window = latents.window(key, 0, len(target), STILL)
+        assert window is not None
+        assert_is_rounded(window[0], DctCodec().encode(target))
+        assert_is_rounded(window[1], DctCodec().encode(still[None])[0])
+    for step in range(steps[0]):
+        folder = tmp_path / str(step)
+        shutil.copytree(start, folder)
+        with killing(monkeypatch, step):
+            encode(folder)
+            raise AssertionError("nothing was killed")
+        encode(folder)
+        assert files(folder) == files(whole), step
+    damage_target(start, 0)
+    written = encode(start)
+    assert written.bad.keys() == {"a"} and written.made == 2 and Latents(start, DctCodec(), PX).window("c", 0, 36, STILL) is not None
 
 
 # --- splits, codecs
