@@ -61,7 +61,7 @@ class LoaderConfig:
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
     address: str | None = None  # null: a Ray of our own on this machine, stopped at the end
-    # Between two looks for machines that came, where `workers` is a range. Growing costs the steps since the last checkpoint.
+    # Between two looks for more room, where `workers` is a range. Growing costs the steps since the last checkpoint.
     resize_check_s: float = 300.0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 import torch
+import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_preemption_info
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
@@ -112,6 +113,8 @@ def _work(loop_config: dict[str, TrainConfig]) -> None:
     try:
         Trainer(config, workers=workers, device=get_device()).train(lambda: get_preemption_info() is not None)
     except (ValueError, Diverged) as e:
+        if workers.world > 1 and not dist.is_initialized():  # Ray ends this group, to go on with another: whatever failed is no mistake
+            raise
         with atomic_file(refused) as f:
             f.write(str(e).encode())
         if workers.world > 1:

@@ -2,20 +2,31 @@
 
 import json
 import os
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 from pairset import members_of, write_pair_set
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    ResourceRequestPriority,
+    get_or_create_autoscaling_coordinator,
+)
+from ray.util.placement_group import placement_group, remove_placement_group
 
+import model.train
 from model.checkpoint import load_model
 from model.diary import LOG_NAME, SEEN_NAME
-from model.log import read_log
+from model.log import StepMetrics, read_log
 from model.settings import LoaderConfig, RayConfig, SheetConfig, TrainConfig
 from model.train import _check_room, _ray, check, main, train
 from model.trainer import Trainer
+from model.workers import Workers
 from schemas.sample import TARGET
 
 
@@ -93,6 +104,60 @@ def test_as_many_workers_train_as_there_is_room_for(config: TrainConfig) -> None
     assert [r["workers"] for r in read_log(config.out / LOG_NAME)] == [1, 1, 1, 2, 2, 2]
 
 
+class AnotherJob:
+    """Holds CPUs of the cluster, and has them reserved where Ray Train and Ray Data do; that is where Ray looks for room to grow."""
+
+    def __init__(self, cpus: int) -> None:
+        self._reserved = get_or_create_autoscaling_coordinator()
+        ray.get(self._reserved.request_resources.remote("another", [{"CPU": cpus}], 600, priority=ResourceRequestPriority.HIGH))
+        self._held = placement_group([{"CPU": cpus}])
+        assert self._held.wait(30)
+        self.ended = False
+
+    def end(self) -> None:
+        remove_placement_group(self._held)
+        ray.get(self._reserved.cancel_request.remote("another"))
+        self.ended = True
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
+def test_a_run_grows_by_itself_when_there_is_room(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker begins; when it has a checkpoint another job ends, and Ray goes on with two."""
+    steps = 30
+    config = replace(config, steps=steps, checkpoint_every=4, history_from_step=15, max_failures=0, log_samples=True)
+    bare = replace(config, out=tmp_path / "bare")
+    Trainer(bare).train()
+
+    def slowly_while_alone(loop_config: dict[str, TrainConfig]) -> None:
+        """So that Ray, which looks every two seconds at the best, does so before the last step."""
+        step = Trainer.train_step
+
+        def slow(self: Trainer, *args: Any, **more: Any) -> StepMetrics:
+            time.sleep(0.5 if self.workers.world == 1 else 0)
+            return step(self, *args, **more)
+
+        Trainer.train_step = slow  # type: ignore[method-assign]
+        model.train._work(loop_config)
+
+    monkeypatch.setattr("model.train._work", slowly_while_alone)
+    job, records = AnotherJob(cpus=3), list[dict[str, float]]()
+
+    def follow(record: dict[str, float]) -> None:
+        records.append(record)
+        if not job.ended and (config.out / "checkpoints" / "latest").is_file():
+            job.end()
+
+    train(replace(config, workers=(1, 2), ray=RayConfig(resize_check_s=1.0)), follow)
+    workers = [r["workers"] for r in read_log(config.out / LOG_NAME)]
+    alone = workers.count(1)
+    assert alone >= 4 and alone % 4 == 0 and workers == [1] * alone + [2] * (steps - alone)
+    assert [r["step"] for r in records] == list(range(1, steps + 1)) and len(list((config.out / "ray").iterdir())) == 1
+    assert (config.out / SEEN_NAME).read_text() == (bare.out / SEEN_NAME).read_text()
+    losses = [[r["loss"] for r in read_log(c.out / LOG_NAME)] for c in (config, bare)]
+    assert losses[0][:alone] == losses[1][:alone] and losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.slow
 def test_what_trying_again_cannot_mend_is_told_and_not_tried_again(config: TrainConfig, tmp_path: Path) -> None:
@@ -102,6 +167,22 @@ def test_what_trying_again_cannot_mend_is_told_and_not_tried_again(config: Train
         train(replace(config, shards=shards, max_failures=3, loader=LoaderConfig(max_bad_in_a_row=3)))
     assert told.value.__cause__ is None  # it came from the worker's own note, not through Ray's count of failures
     assert (config.out / "refused.txt").read_text() == str(told.value)
+
+
+def test_what_fails_in_workers_that_ray_is_ending_is_no_mistake(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the process group away before it starts more of them; noted as refused, the run would end there."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("Invalid process group specified")
+
+    monkeypatch.setattr("model.train.get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("model.train.Trainer", fails)
+    config.out.mkdir()
+    for workers, noted in ((Workers(0, 2), False), (Workers(), True)):
+        monkeypatch.setattr("model.train.Workers.all", lambda workers=workers: workers)
+        with pytest.raises(ValueError, match="Invalid") if workers.world > 1 else nullcontext():
+            model.train._work({"config": config})
+        assert (config.out / "refused.txt").is_file() == noted
 
 
 def test_workers_that_there_is_no_room_for_are_refused_here_and_waited_for_on_a_cluster(
