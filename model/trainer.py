@@ -115,26 +115,18 @@ class Trainer:
         if remaining and diary is not None:
             for drawn in (config.out / SHEET_NAME, (config.out / SHEET_NAME).with_suffix(".mp4")):  # of fewer steps
                 drawn.unlink(missing_ok=True)
-        saved_in_need, asked_s = False, 0.0
-        saved_s = self.workers.gather(time.monotonic())[0]  # of one clock, as the steps' are, so that all find the same
+        due = _Due(config, self.workers.gather(time.monotonic())[0], leaving)
         with self._prefetch() as prefetch:
             batches = prefetch.batches(self.position, remaining)
             for _ in range(remaining):
                 asked = time.perf_counter()
                 slots = next(batches)
                 metrics = self.train_step(slots, waited_s=time.perf_counter() - asked)
-                saves = self.step % config.checkpoint_every == 0 or self.step == config.steps
-                if config.checkpoint_minutes is not None and metrics.clock_s - saved_s >= 60 * config.checkpoint_minutes:
-                    saves = True
-                if not saved_in_need and metrics.clock_s - asked_s >= _ASK_EVERY_S:  # by one clock, so that all ask at once
-                    asked_s = metrics.clock_s
-                    if leaving():
-                        saves = saved_in_need = True
+                saves = due(self.step, metrics.clock_s)
                 if diary is not None:
                     diary.add(self.step, metrics, now=saves)
                 if saves:
-                    saved_s = metrics.clock_s
-                    self.save(wait=saved_in_need)
+                    self.save(wait=due.in_need)
                 self.settle(wait=False)
                 if config.sheet.every and self.step % config.sheet.every == 0:
                     self.draw(config.out / SAMPLES_NAME / f"step-{self.step:06d}.png", diary)
@@ -143,11 +135,6 @@ class Trainer:
             self.draw(config.out / SHEET_NAME, diary)
         if diary is not None:
             diary.close()
-
-    def _prefetch(self) -> Prefetch:
-        slots = self.stream if self.latents is None else EncodedStream(self.stream, self.latents)
-        workers, loader = self.workers, self.config.loader
-        return Prefetch(slots, self.config.batch_size, rank=workers.rank, world=workers.world, threads=loader.threads, ahead=loader.ahead)
 
     def train_step(self, slots: Sequence[Window | BadSlot], *, waited_s: float = 0.0) -> StepMetrics:
         """One update from the batch of all workers, of which this one has `slots`. Each sample that can be used weighs the same; where
@@ -215,6 +202,11 @@ class Trainer:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.model, self.step)
+
+    def _prefetch(self) -> Prefetch:
+        slots = self.stream if self.latents is None else EncodedStream(self.stream, self.latents)
+        workers, loader = self.workers, self.config.loader
+        return Prefetch(slots, self.config.batch_size, rank=workers.rank, world=workers.world, threads=loader.threads, ahead=loader.ahead)
 
     def kept(self) -> Kept:
         """The controls of this step: one draw for all its samples, so that all workers make the same pass and gather weights in step."""
@@ -332,6 +324,31 @@ class Trainer:
             write_png(path, picture)
             write_film(path.with_suffix(".mp4"), window, sampled, self.stream.fps)
             diary.show(picture, self.step)
+
+
+class _Due:
+    """Whether a checkpoint is: after so many steps, or minutes, with the last step, and once when a machine is about to be taken away.
+
+    Goes by one worker's clock, so that all find the same after the same step.
+    """
+
+    def __init__(self, config: TrainConfig, clock_s: float, leaving: Callable[[], bool]) -> None:
+        self._config, self._leaving = config, leaving
+        self._saved_s, self._asked_s = clock_s, -math.inf
+        self.in_need = False  # from when on a machine is about to go
+
+    def __call__(self, step: int, clock_s: float) -> bool:
+        config = self._config
+        due = step % config.checkpoint_every == 0 or step == config.steps
+        if config.checkpoint_minutes is not None and clock_s - self._saved_s >= 60 * config.checkpoint_minutes:
+            due = True
+        if not self.in_need and clock_s - self._asked_s >= _ASK_EVERY_S:
+            self._asked_s = clock_s
+            if self._leaving():
+                due = self.in_need = True
+        if due:
+            self._saved_s = clock_s
+        return due
 
 
 def new_model(config: TrainConfig, frame_px: int) -> PortraitDiT:

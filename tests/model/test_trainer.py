@@ -28,7 +28,7 @@ from model.sampling import SamplerConfig
 from model.settings import LoaderConfig, SheetConfig, TrainConfig
 from model.stream import Window
 from model.text import encode_text_file
-from model.trainer import Diverged, Trainer
+from model.trainer import Diverged, Trainer, _Due
 from model.windows import sample_video
 
 PLAIN = Guidance(source=1, driving=1, history=1)  # no guidance: the fully conditioned output
@@ -123,7 +123,10 @@ def test_old_checkpoints_go(config: TrainConfig) -> None:
 
 def test_checkpoints_come_by_steps_and_by_time(config: TrainConfig) -> None:
     """A minute after the last, whichever that was; here a step takes 25 s, by the clock that counts."""
-    trainer = Trainer(replace(config, steps=9, checkpoint_every=4, checkpoint_minutes=1, keep_checkpoints=9))
+    config = replace(config, steps=9, checkpoint_every=4, checkpoint_minutes=1, keep_checkpoints=9)
+    due = _Due(config, 1000.0, lambda: False)
+    assert [s for s in range(1, 10) if due(s, 1000.0 + 25 * s)] == [3, 4, 7, 8, 9]
+    trainer = Trainer(replace(config, steps=4, checkpoint_every=9))
     began_s, step = time.monotonic(), trainer.train_step
 
     def of_25_s(slots: list, *, waited_s: float) -> StepMetrics:
@@ -131,7 +134,7 @@ def test_checkpoints_come_by_steps_and_by_time(config: TrainConfig) -> None:
 
     trainer.train_step = of_25_s  # type: ignore[method-assign]
     trainer.train()
-    assert sorted(int(p.name[-2:]) for p in (config.out / "checkpoints").glob("step-*")) == [3, 4, 7, 8, 9]
+    assert sorted(p.name for p in (config.out / "checkpoints").glob("step-*")) == ["step-000003", "step-000004"]
 
 
 def test_other_settings_or_shards_are_another_run(config: TrainConfig, tmp_path: Path) -> None:
