@@ -124,8 +124,8 @@ class AnotherJob:
 @pytest.mark.slow
 def test_a_run_grows_by_itself_when_there_is_room(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker begins; when it has a checkpoint another job ends, and Ray goes on with two."""
-    steps = 30
-    config = replace(config, steps=steps, checkpoint_every=4, history_from_step=15, max_failures=0, log_samples=True)
+    steps = 20
+    config = replace(config, steps=steps, checkpoint_every=4, history_from_step=10, max_failures=0, log_samples=True)
     bare = replace(config, out=tmp_path / "bare")
     Trainer(bare).train()
 
@@ -134,7 +134,7 @@ def test_a_run_grows_by_itself_when_there_is_room(config: TrainConfig, tmp_path:
         step = Trainer.train_step
 
         def slow(self: Trainer, *args: Any, **more: Any) -> StepMetrics:
-            time.sleep(0.5 if self.workers.world == 1 else 0)
+            time.sleep(0.8 if self.workers.world == 1 else 0)
             return step(self, *args, **more)
 
         Trainer.train_step = slow  # type: ignore[method-assign]
