@@ -346,7 +346,7 @@ def test_a_sample_that_cannot_be_used_weighs_nothing(config: TrainConfig, tmp_pa
     assert [r["samples"].count(None) for r in records] == [1, 1] and records[0]["samples"][1] is None and records[1]["first"] == 3
     assert [r["skipped"] for r in read_log(config.out / LOG_NAME)] == [1, 1] and trainer.position == 6
     told = [json.loads(line) for line in (config.out / SKIPPED_NAME).read_text().splitlines()]
-    assert [(r["step"], r["sample"]) for r in told] == [(1, lost), (2, lost)] and "does not have its digest" in told[0]["reason"]
+    assert [(r["step"], r["sample"]) for r in told] == [(1, lost), (2, lost)] and "holds other bytes" in told[0]["reason"]
     assert losses(config)[0] == pytest.approx(without.loss, rel=1e-6)
 
 
