@@ -7,8 +7,8 @@ measurement; the libraries take turns, so that a slow minute of the machine is e
 and Energon the same tars, LitData its own chunks of them. The page cache is warm: this measures loaders, not a disk. All shuffle, each in
 its own way: ours over the whole set, LitData over chunks and within them, webdataset and Energon over shards and a buffer of 100.
 
-Without decode: an epoch of all members as bytes in batches of 4. Ours checks digests of all
-bytes, as by default; `headers` is ours with `StreamConfig(check="headers")`, which trusts the bytes of members as the others do.
+Without decode: an epoch of all members as bytes in batches of 4. Ours holds all bytes against their checksums, as by default; `digests` and
+`headers` are ours with that `StreamConfig.check`: bytes held against digests, or trusted, as the others trust them.
 With decode: a source frame, 19 target frames and 16 masked driving frames of each sample, by the same calls on the same versions of PyAV
 and OpenCV; before anything is timed all libraries must give the same pixels. Threads: nothing beside the process, then two (ours: threads;
 theirs: two DataLoader processes, which hand pictures over in shared memory). The rate is of what comes after the first batch.
@@ -42,6 +42,7 @@ from benchmarks.stream_samples import write_samples
 from schemas.sample import read_index
 
 LIBRARIES = ("ours", "webdataset", "litdata", "energon")
+CHECKS = ("digests", "headers")  # ours, with another `check`
 REPEATS, SAMPLES, DECODED, SIZE_PX, CLIP_FRAMES, TARS, BATCH = 5, 512, 96, 576, 40, 12, 4
 STOPS = (25, 26, 27)  # steps of two ranks: about 40 % of an epoch of 512; those of three need not divide them
 _Job = dict[str, Any]
@@ -72,7 +73,7 @@ class Bench:
     def start(self, library: str, **job: Any) -> subprocess.Popen[str]:
         places = {"tars": str(self.tars), "prepared": str(self.prepared), "chunks": str(self.chunks), "batch": BATCH}
         text = json.dumps({"library": library, **places, **job})
-        command = [str(self.pythons["ours" if library == "headers" else library]), "-m", "benchmarks.stream_worker", text]
+        command = [str(self.pythons["ours" if library in CHECKS else library]), "-m", "benchmarks.stream_worker", text]
         log = (self.folder / "worker.log").open("a")
         # theirs keep files in the home folder
         env = environment(HOME=str(self.folder))
@@ -112,7 +113,7 @@ def check_pixels(bench: Bench) -> int:
 
 def rates(bench: Bench, repeats: int, *, decode: bool, workers: int, samples: int) -> dict[str, list[dict[str, float]]]:
     """Of each library, round by round; by turns, each round in another order."""
-    names = [*bench.libraries, *(() if decode else ("headers",))]
+    names = [*bench.libraries, *(() if decode else CHECKS)]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for n in range(repeats):
         for name in (*names[n % len(names) :], *names[: n % len(names)]):

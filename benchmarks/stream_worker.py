@@ -22,15 +22,16 @@ import numpy as np
 
 from benchmarks.stream_readers import Job, decode_sample
 
-_PACKAGES = {"energon": "megatron-energon", "ours": "", "headers": ""}
+_PACKAGES = {"energon": "megatron-energon", "ours": ""}
+_OURS = {"digests": "Digests", "headers": "Headers"}  # checked otherwise
 
 
 def main() -> None:
     raw = json.loads(sys.argv[1])
     job = Job(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
     cv2.setNumThreads(1)
-    module = import_module(f"benchmarks.stream_readers.{'ours' if job.library == 'headers' else job.library}")
-    kind = module.Headers if job.library == "headers" else getattr(module, "Reader", None)
+    module = import_module(f"benchmarks.stream_readers.{'ours' if job.library in _OURS else job.library}")
+    kind = getattr(module, _OURS.get(job.library, "Reader"), None)
     tasks = {"rate": rate, "resume": resume, "stop": stop, "rest": rest, "pixels": pixels, "write": write, "version": version}
     print(json.dumps(tasks[job.task](job, kind if job.task != "write" else module)), flush=True)
 

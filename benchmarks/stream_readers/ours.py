@@ -72,6 +72,12 @@ class Reader:
         self.position = positions.pop()
 
 
+class Digests(Reader):
+    """With digests of every byte checked."""
+
+    check: Check = "digests"
+
+
 class Headers(Reader):
     """With tar headers checked alone."""
 
