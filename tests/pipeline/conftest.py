@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from smallworld import Finished, Silent, World, make_world
 
-from pipeline.config import RayConfig
-
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
@@ -17,10 +15,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="session")
-def finished(world: World, ray_session: None) -> Finished:
-    """A whole run on Ray, two workers a stage; others have none, and give the same bytes. Tests that change anything work on a copy."""
+def finished(world: World) -> Finished:
+    """A whole run, without Ray; test_run.py asks that Ray gives the same bytes. Tests that change anything work on a copy."""
     watcher = Silent()
-    summary = world.run("run", watcher, ray=RayConfig(workers=2))
+    summary = world.run("run", watcher)
     return Finished(world.base / "run", summary, watcher)
 
 

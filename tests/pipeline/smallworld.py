@@ -74,7 +74,7 @@ CONFIG = {
     "reenactor": {"meshwarp": {"calibration_rounds": 0}},  # half the work; how true pairs are is not asked here
     "quality": {"max_target_likeness": 1.0},  # hopper.png shows a performer under another name, which would be found out
     "shards": {"max_mb": 1},
-    "ray": {"mode": "local"},  # a tenth of the time; the shared finished run, and what is asked of Ray itself, are on Ray
+    "ray": {"mode": "local"},  # a tenth of the time; what is asked of Ray itself is on Ray
 }
 
 

@@ -395,7 +395,7 @@ def test_tombstones_say_nothing_and_know_all(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def duo(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def duo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A film of two people at once, and one of hopper alone, in a run with a network, up to its plan."""
     base = tmp_path_factory.mktemp("duo")
     both = zip(moving_face("astronaut", 30), moving_face("hopper", 30), strict=True)

@@ -38,7 +38,7 @@ def write_manifest(path: Path, world: World, said: dict[str, tuple[str, str]]) -
         writer.writerows([world.base / f"clips/{name}.mp4", who, "public domain", consent] for name, (who, consent) in said.items())
 
 
-def test_nothing_is_read_of_what_may_not_be_used(world: World, ray_session: None) -> None:
+def test_nothing_is_read_of_what_may_not_be_used(world: World) -> None:
     watcher = Silent()
     world.run("consent", watcher, until="prepare", lineage=CONSENT)
     root, allowed = world.base / "consent", {f"{name}.mp4" for name in PEOPLE}
@@ -75,7 +75,7 @@ def test_a_rule_that_comes_later_measures_nothing_again(finished: Finished, copi
     assert {r["sample"]: r["digest"] for r in read_index(finished.shards).to_pylist()}.items() <= again.items()
 
 
-def test_a_copy_with_consent_takes_the_place_of_a_file_without(world: World, copied: Path, ray_session: None) -> None:
+def test_a_copy_with_consent_takes_the_place_of_a_file_without(world: World, copied: Path) -> None:
     """Whether the rule was there from the start or came later; going back, the file that was first has its clips again."""
     manifest = copied.parent / "clips.csv"
     said = {name: (who, "withdrawn" if name == "a_astronaut" else "yes") for name, who in PEOPLE.items()}

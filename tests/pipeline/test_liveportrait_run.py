@@ -133,7 +133,7 @@ def test_changed_render_settings_keep_the_motion(base: Path, first: tuple[Summar
 
 
 @pytest.mark.slow
-def test_published_files_are_exported_once_into_the_run(base: Path, ray_session: None) -> None:
+def test_published_files_are_exported_once_into_the_run(base: Path) -> None:
     official = replace(config(models="weights"), run="official")
     first, again = Silent(), Silent()
     run(official, base=base, watcher=first, until="plan")

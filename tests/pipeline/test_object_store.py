@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from faceclips import photograph
 from PIL import Image
 from s3server import S3Server
@@ -86,7 +87,11 @@ def test_every_command_reads_it(uploaded: ObjectStore, finished: Finished) -> No
 
 
 @pytest.mark.slow
-def test_people_are_added_there_as_on_a_disk(uploaded: ObjectStore, copied: Path) -> None:
+def test_people_are_added_there_as_on_a_disk(uploaded: ObjectStore, copied: Path, ray_session: None) -> None:
+    """There on Ray, here without."""
+    said = read_run_file(uploaded)
+    said["config"]["ray"] |= {"mode": "streaming", "workers": 2}
+    uploaded.write("run.yaml", yaml.safe_dump(said, sort_keys=False).encode())
     Image.fromarray(np.ascontiguousarray(photograph("hopper")[:, ::-1])).save(copied.parent / "new.png")
     for run in (uploaded, copied):
         assert add_portraits(run, ["new.png"], base=copied.parent, watcher=Silent()).samples == 12

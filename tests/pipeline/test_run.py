@@ -103,7 +103,7 @@ def test_no_artifact_is_left_that_no_record_names(finished: Finished) -> None:
 
 def test_a_second_run_does_nothing_and_changes_nothing(finished: Finished, world: World) -> None:
     before, watcher = files(finished.root), Silent()
-    assert world.run("run", watcher, ray=RayConfig(workers=2)) == finished.summary
+    assert world.run("run", watcher) == finished.summary
     assert files(finished.root) == before
     assert watcher.units == [] and watcher.steps == [("prepare", 0), ("plan", 0), ("generate", 0), ("pack", 8)]
 
@@ -148,11 +148,12 @@ def test_steps_can_be_taken_one_by_one(finished: Finished, world: World) -> None
         world.run("steps", until="nowhere")
 
 
-def test_without_ray_the_bytes_are_the_same(finished: Finished, world: World) -> None:
+def test_on_ray_the_bytes_are_the_same(finished: Finished, world: World, ray_session: None) -> None:
+    """With two workers a stage, where the other run had none."""
     watcher = Silent()
-    assert replace(world.run("alone", watcher), shards="") == replace(finished.summary, shards="")
-    assert compare(finished.root, world.base / "alone") == []
-    assert Counter(watcher.units) == Counter(finished.watcher.units)
+    assert replace(world.run("on_ray", watcher, ray=RayConfig(workers=2)), shards="") == replace(finished.summary, shards="")
+    assert compare(finished.root, world.base / "on_ray") == []
+    assert Counter(watcher.units) == Counter(finished.watcher.units) and watcher.steps == finished.watcher.steps
 
 
 def test_a_changed_threshold_decides_again_and_measures_nothing(finished: Finished, world: World) -> None:

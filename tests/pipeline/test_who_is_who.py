@@ -18,7 +18,7 @@ from smallworld import Finished, Silent, World
 from tinynet import tiny_network
 
 from pipeline import linked as linked_module
-from pipeline.config import RayConfig, RunConfig, fingerprints
+from pipeline.config import RunConfig, fingerprints
 from pipeline.identities import Person
 from pipeline.ledger import Ledger, LedgerWriter
 from pipeline.people import identity_rows
@@ -40,7 +40,7 @@ SPLITS = {"train": 0.5, "val": 0.5}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two people in four files that say nothing: hopper twice, in two sizes and rates; the astronaut; a re-encoded copy of hers; stills."""
     base = tmp_path_factory.mktemp("who")
     write_clip(base / "clips/a_hopper.mp4", moving_face("hopper", 30, face_px=130.0))
@@ -407,6 +407,6 @@ def test_a_run_of_before_has_a_table_with_fewer_columns(finished: Finished, worl
     assert verify(root) == []
     assert {r["identity"]: r["members"] for r in load(root, "identities")} == {r["identity"]: [] for r in load(finished.root, "identities")}
     watcher = Silent()
-    world.run(str(root), watcher, ray=RayConfig(workers=2))
+    world.run(str(root), watcher)
     assert watcher.units == []
     assert load(root, "identities") == load(finished.root, "identities") and verify(root) == []
