@@ -5,8 +5,10 @@ DEMO ?= demo
 JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/ready
+# whole files, in the order of tests/conftest.py
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test slow lint bench campaign clean
+.PHONY: setup demo test slow test-all lint bench campaign clean
 
 setup: $(READY)
 
@@ -26,11 +28,15 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(PYTEST)
 
-# what takes minutes; .ci/run runs it beside the rest
+# what takes minutes
 slow: $(READY)
-	$(BIN)/pytest -m slow -n $(JOBS) --dist loadfile
+	$(PYTEST) -m slow
+
+# both at once: what they have in common is made once
+test-all: lint
+	$(PYTEST) -m 'not campaign'
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -1,4 +1,4 @@
-"""What all tests share: one Ray, one S3 server, the folder of real clips, and a hypothesis that is the same every time."""
+"""What all tests share: their order, one Ray, one S3 server, the folder of real clips, and a hypothesis that is the same every time."""
 
 from __future__ import annotations
 
@@ -20,6 +20,35 @@ os.environ.update(S3.environment())
 
 settings.register_profile("crosspair", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("crosspair")
+
+# Files that take longest, slow tests included, longest first; the others as they are collected. Files are dealt to processes in this order
+# (--no-loadscope-reorder), so that none begins minutes of work when the other has run out of it.
+LONGEST = (
+    "model/test_train.py",
+    "pipeline/test_realdata.py",
+    "pipeline/test_liveportrait_run.py",
+    "pipeline/test_interrupts.py",
+    "pipeline/test_kill_campaign.py",
+    "pipeline/test_object_store.py",
+    "model/test_liveportrait_export.py",
+    "model/test_workers.py",
+    "pipeline/test_pairs_add.py",
+    "pipeline/test_run.py",
+    "pipeline/test_fan_out.py",
+    "pipeline/test_mutant_campaign.py",
+    "pipeline/test_s3_sources.py",
+    "stages/test_meshwarp_real.py",
+    "model/test_learns.py",
+    "stages/test_one_person.py",
+    "stages/test_truth.py",
+    "stages/test_liveportrait_graphs.py",
+    "pipeline/test_weights.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")
