@@ -14,7 +14,7 @@ import pytest
 from realtruth import CLIPS, IMAGES, SLACK
 from smallworld import Silent
 
-from pipeline.config import RunConfig, fingerprints
+from pipeline.config import RayConfig, RunConfig, fingerprints
 from pipeline.ledger import Ledger
 from pipeline.run import run
 from pipeline.tables import load
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.timeout(1800)  # the run counts towards the first test,
 
 
 @pytest.fixture(scope="module")
-def real(shared: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, RunConfig]:
-    """The run up to its plan, and its config."""
+def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
+    """The run up to its plan, without Ray, and its config."""
     base = tmp_path_factory.mktemp("real")
     data = {
         "run": "run",
@@ -37,7 +37,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: No
         "portraits": str(shared / "realdata" / "images"),
         "video": {"size_px": 256},
         "pairs": {"per_clip": 1},
-        "ray": {"workers": 2},
+        "ray": {"mode": "local"},
     }
     config = parse_config(RunConfig, data)
     run(config, base=base, watcher=Silent(), until="plan")
@@ -141,9 +141,10 @@ def test_the_truth_holds_under_other_thresholds_and_nothing_is_measured_again(re
 
 
 @pytest.mark.slow
-def test_pairs_are_made_and_most_are_good(real: tuple[Path, RunConfig]) -> None:
+def test_pairs_are_made_and_most_are_good(real: tuple[Path, RunConfig], ray_session: None) -> None:
+    """On Ray."""
     root, config = real
-    summary = run(config, base=root.parent, watcher=Silent())
+    summary = run(replace(config, ray=RayConfig(workers=2)), base=root.parent, watcher=Silent())
     assert verify(root) == []
     assert summary.samples == summary.pairs["done"] == read_index(root / "shards" / "meshwarp").num_rows
     assert summary.pairs["done"] >= 0.8 * sum(summary.pairs.values())
