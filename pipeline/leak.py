@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -85,21 +86,34 @@ def _chosen(rows: list[dict[str, Any]], config: LeakConfig) -> list[dict[str, An
 def _leak(store: Store, rows: list[dict[str, Any]], chosen: list[dict[str, Any]], config: LeakConfig) -> Leak:
     performed = {r["performer"]: r for r in reversed(sorted(rows, key=lambda r: r["sample"])) if r["frames"] >= MIN_FRAMES}
 
+    known: dict[tuple[str, bytes], Footage] = {}
+
+    def own(row: dict[str, Any], at: np.ndarray) -> Footage:
+        """What is left of a clip's frames `at`, looked at once, however many samples have the clip as their target."""
+        key = row["clip"], at.tobytes()
+        if key not in known:
+            target, points = _frames(store, row, TARGET, config.frames)
+            known[key] = look(target[at], points[at])
+        return known[key]
+
     @cache
     def real_footage(performer: str) -> Footage | None:
         """Somebody's own, where he performs."""
         try:
-            return look(*_frames(store, performed[performer], TARGET, config.frames)) if performer in performed else None
+            row = performed.get(performer)
+            return own(row, np.arange(min(config.frames, row["frames"]))) if row else None
         except Rejection:
             return None
 
-    cases = [c for r in chosen if (c := _case(store, r, real_footage(r["appearance"]), config.frames))]
+    cases = [c for r in chosen if (c := _case(store, r, own, real_footage(r["appearance"]), config.frames))]
     return Leak(len(cases), len({c.performer for c in cases}), probe(cases, seed=config.seed) if cases else [])
 
 
-def _case(store: Store, row: dict[str, Any], real: Footage | None, frames: int) -> Case | None:
+def _case(
+    store: Store, row: dict[str, Any], own: Callable[[dict[str, Any], np.ndarray], Footage], real: Footage | None, frames: int
+) -> Case | None:
     """None for a sample that cannot be looked at: too few frames with a face, or a face that leaves the picture."""
-    target, target_points = _frames(store, row, TARGET, frames)
+    _, target_points = _frames(store, row, TARGET, frames)
     driving, points = _frames(store, row, DRIVING, frames)
     seen = np.isfinite(points).all((1, 2))
     if seen.sum() < MIN_FRAMES:
@@ -113,7 +127,7 @@ def _case(store: Store, row: dict[str, Any], real: Footage | None, frames: int) 
         return Case(
             performer=row["performer"],
             appearance=row["appearance"],
-            target=look(target[at], target_points[at]),
+            target=own(row, at),
             driving=look(driving[at], points[at]),
             puppet=look(moved[found], moved_points[found]),
             real=real,
