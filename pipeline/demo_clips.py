@@ -63,7 +63,7 @@ def plan_clips(fps: int = 25, size: tuple[int, int] = (640, 480)) -> tuple[Clip,
 def make_demo_clips(
     out: Path,
     *,
-    seconds: float = 4.0,
+    seconds: float = 3.0,
     fps: int = 25,
     size: tuple[int, int] = (640, 480),
     seed: int = 0,
