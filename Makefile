@@ -8,7 +8,7 @@ READY := .venv/ready
 # whole files, in the order of tests/conftest.py
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test slow test-all lint bench campaign clean
+.PHONY: setup demo test slow lint bench campaign clean
 
 setup: $(READY)
 
@@ -27,16 +27,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# with SLOW=1 what takes minutes too: what both have in common is made once
 test: lint
-	$(PYTEST)
+	$(PYTEST) $(if $(SLOW),-m 'not campaign')
 
-# what takes minutes
 slow: $(READY)
 	$(PYTEST) -m slow
-
-# both at once: what they have in common is made once
-test-all: lint
-	$(PYTEST) -m 'not campaign'
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
