@@ -30,6 +30,9 @@ class Cache:
         self._lock, self._room = threading.Lock(), 0
         folder.mkdir(parents=True, exist_ok=True)
 
+    def __reduce__(self) -> tuple[type[Cache], tuple[Path, int]]:
+        return Cache, (self._folder, self._max)  # a lock stays in its process
+
     def get(self, name: str) -> bytes | None:
         path = self._path(name)
         try:

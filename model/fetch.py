@@ -54,7 +54,7 @@ def fetch_members(
     """
     members = _listed(row, names)
     # A disk of this machine need not be copied to it.
-    kept_as = digest("members", *(row.digests()[m.name] for m in members)) if cache and not isinstance(store, DiskStore) else ""
+    kept_as = _name_of(row, members) if cache and not isinstance(store, DiskStore) else ""
     if not kept_as and check == "headers":
         return _by_name(members, _fetch(store, row, members))
     digests = _digests(row) if check == "digests" or any(m.checksum is None for m in members) else {}
@@ -69,6 +69,12 @@ def fetch_members(
     found = _checked(members, _fetch(store, row, members), digests)
     cache.put(kept_as, b"".join(found.values()))
     return found
+
+
+def _name_of(row: Row, members: Sequence[Member]) -> str:
+    """What the members' bytes are kept as."""
+    digests = row.digests()
+    return digest("members", *(digests[m.name] for m in members))
 
 
 def _digests(row: Row) -> dict[str, str]:
@@ -95,7 +101,7 @@ def _by_name(members: Sequence[Member], parts: Sequence[bytes]) -> dict[str, byt
 def _listed(row: Row, names: Sequence[str] | None) -> list[Member]:
     """The index's entries of the named members, or of all, in their order in the tar."""
     if row.members is None:
-        raise ValueError("the index says of its members what cannot be, or leaves something out; `crosspair verify` says what is damaged")
+        raise ValueError("the index says that its members lie where they cannot; `crosspair verify` says what is damaged")
     there = {m.name for m in row.members}
     if len(there) < len(row.members):
         raise ValueError("the index has a member twice")

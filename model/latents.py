@@ -82,7 +82,8 @@ def write_latents(
     """Brings SET/latents to hold the latents of all samples of the set: for the one process that works on it.
 
     What is there already stays, tar by tar; killed anywhere and run again, it ends in the same bytes. Pairs of one clip have the same
-    still and target: they come one after another, and these are encoded once. The pictures of one are in hand at a time.
+    still and target: they come one after another, and these are encoded once, from the first of them that is left to do, whose bytes
+    alone are read. The pictures of one are in hand at a time.
 
     Args:
         place: the set's folder.

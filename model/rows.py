@@ -30,7 +30,7 @@ class Row(NamedTuple):
     tar: str
     frames: int
     size_px: int
-    members: list[Member] | None  # in their order in the tar; None where the index says what cannot be, or leaves something out
+    members: list[Member] | None  # in their order in the tar; None where the index says what cannot be
     rows: Rows
     number: int
 
@@ -51,7 +51,7 @@ class Rows:
     """An index.
 
     Args:
-        index: as `schemas.sample.read_index` returns it, without nulls but those of scores and those within `members`.
+        index: as `schemas.sample.read_index` returns it.
     """
 
     def __init__(self, index: pa.Table) -> None:
@@ -63,13 +63,15 @@ class Rows:
         name, offset, size, self.member_digest = (pc.struct_field(flat, field) for field in ("name", "offset", "size", "digest"))
         has_checksums = "checksum" in {field.name for field in flat.type}
         checksum = pc.struct_field(flat, "checksum") if has_checksums else pa.chunked_array([pa.nulls(len(flat), pa.uint64())])
-        self._has_checksum = ~_empty(checksum) if checksum.null_count else None  # None: all have
+        # None: all have
+        self._has_checksum = numbers(pc.is_valid(checksum).cast(pa.uint8())).astype(bool) if checksum.null_count else None
         words = Words(name)
         self._names = words.words
         # In one table, of which a few rows are had at once.
-        self._members = np.stack([words.codes, numbers(offset), numbers(size), numbers(checksum).view(np.int64)], axis=1)
-        gaps = np.any([_empty(column) for column in (name, offset, size, self.member_digest)], axis=0)
-        self._impossible = set(_impossible(self.first, self._members[:, 1], self._members[:, 2], gaps).tolist())
+        self._members = np.empty((len(flat), 4), np.int64)
+        self._members[:, 0], self._members[:, 1], self._members[:, 2] = words.codes, numbers(offset), numbers(size)
+        self._members[:, 3] = numbers(checksum).view(np.int64)
+        self._impossible = set(_impossible(self.first, self._members[:, 1], self._members[:, 2]).tolist())
 
     def row(self, number: int, sample: str) -> Row:
         """`sample` is its key."""
@@ -85,12 +87,12 @@ class Rows:
         return [m if there else m._replace(checksum=None) for m, there in zip(members, self._has_checksum[first:end].tolist(), strict=True)]
 
 
-def _impossible(first: np.ndarray, offset: np.ndarray, size: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-    """Rows whose members cannot lie in a tar where they are said to, or of which there are none, or that have `gaps`; int64.
+def _impossible(first: np.ndarray, offset: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Rows whose members cannot lie in a tar where they are said to, or of which there are none; int64.
 
     `first` is that of each row's members, and behind the last row their number; the others have a value a member.
     """
-    nowhere = gaps | (size < 0) | (size > _MAX_BYTES) | (offset < tarfile.BLOCKSIZE) | (offset > _MAX_OFFSET)
+    nowhere = (size < 0) | (size > _MAX_BYTES) | (offset < tarfile.BLOCKSIZE) | (offset > _MAX_OFFSET)
     end = np.where(nowhere, 0, offset + size)  # what overflows is nowhere
     follows = np.ones(len(offset), bool)
     follows[first[:-1][first[:-1] < len(offset)]] = False
@@ -102,7 +104,7 @@ def _impossible(first: np.ndarray, offset: np.ndarray, size: np.ndarray, gaps: n
 
 
 class Words:
-    """A column of few different texts: which there are, and the number of each row's among them, 0 for none."""
+    """A column of few different texts: which there are, and the number of each row's among them."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         encoded = column.dictionary_encode().unify_dictionaries()
@@ -123,8 +125,3 @@ def numbers(column: pa.ChunkedArray) -> np.ndarray:
 def arrow(array: np.ndarray) -> pa.Array:
     """Whole numbers of a numpy array, int64."""
     return pa.Array.from_buffers(pa.int64(), len(array), [None, pa.py_buffer(np.ascontiguousarray(array, np.int64))])
-
-
-def _empty(column: pa.ChunkedArray) -> np.ndarray:
-    """Where a column has no value."""
-    return numbers(pc.is_null(column).cast(pa.uint8())).astype(bool)

@@ -33,6 +33,7 @@ from schemas.store import DiskStore, ObjectStore, Place, Store, open_store
 __all__ = ["BadSlot", "Prefetch", "ShardStream", "Shards", "StreamConfig", "Window", "find_pair_set"]
 
 _COLUMNS = ["sample", "digest", "tar", "members", "frames", "size_px", "fps", "performer"]
+_OF_THE_SET = ["digest", "size_px", "fps", "performer"]  # what its `Rows` do not have, or not as a column
 _GB = 1_000_000_000
 
 _log = logging.getLogger(__name__)
@@ -72,7 +73,8 @@ class ShardStream:
         frame_px: side of the windows' frames.
         size_px, fps: of the shards' frames; the largest where there are several.
         folder: the (first) place.
-        digest: names the samples and their bytes, and the weights. A position means something only together with it.
+        digest: names the samples and their bytes, which are held against it where `check` is digests, and the weights. A position means
+            something only together with it.
 
     Raises:
         ValueError: no index or a damaged one, no sample of the split, none long enough, or frames of several sizes and no `frame_px`.
@@ -202,8 +204,6 @@ class _Set:
         store = open_store(place)
         index, length = read_index(store).select(["split", *_COLUMNS]), config.history + config.frames
         damaged = f"{store.at(INDEX_NAME)}: {{}}; `crosspair verify` says what is damaged"
-        if empty := [name for name in index.column_names if index[name].null_count]:
-            raise ValueError(damaged.format(f"{empty} have no value in some rows"))
         splits = Words(index["split"])
         if config.split not in splits.words:
             raise ValueError(
@@ -225,7 +225,7 @@ class _Set:
         for tar in index["tar"].take(arrow(rows)).unique().to_pylist():
             if not is_file_name(tar):
                 raise ValueError(damaged.format(f"{tar!r} is not the name of a tar beside it"))
-        return _Set(store, index, Rows(index), rows[np.from_dlpack(by_key)], keys, skipped)
+        return _Set(store, index.select(_OF_THE_SET), Rows(index), rows[np.from_dlpack(by_key)], keys, skipped)
 
     def column(self, name: str) -> pa.ChunkedArray:
         return self.index[name].take(arrow(self.numbers))

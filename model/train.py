@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_preemption_info
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context, get_preemption_info
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from model.board import check_wandb
@@ -110,6 +110,8 @@ def _work(loop_config: dict[str, TrainConfig]) -> None:
         return
     torch.set_num_threads(config.cpus)
     workers = Workers.all()
+    if workers.world != get_context().get_world_size():  # Ray is ending this group, which is gone already: it must not train alone
+        raise RuntimeError("the group of workers is gone")
     try:
         Trainer(config, workers=workers, device=get_device()).train(lambda: get_preemption_info() is not None)
     except (ValueError, Diverged) as e:

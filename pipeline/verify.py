@@ -194,7 +194,7 @@ def _check_tar(folder: Store, name: str, rows: list[dict]) -> Iterator[str]:
             elif content_digest(content) != m["digest"]:
                 yield f"{path}: {key} does not have its digest"
             elif m.get("checksum") not in (None, checksum(content)):
-                yield f"{path}: {key} has its digest, but not the checksum that the index gives it"
+                yield f"{path}: {key} has its digest, but not the checksum that the index gives it: take the tar away, then `crosspair run`"
             elif m["name"] == INFO:
                 yield from (
                     f"{path}: {key} and the index differ in `{field}`" for field in _contradictions(SampleInfo.decode(content), row)

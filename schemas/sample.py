@@ -198,7 +198,11 @@ def read_parquet(data: bytes, where: str, schema: pa.Schema | None, remedy: str)
         ValueError: damage, or another table; names `where` and the `remedy`.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        # Read at once, nested columns must not have more than 2 GiB of text: the digests of 15 million samples.
+        parts = [file.read_row_group(k) for k in range(file.num_row_groups)]
+        table = pa.concat_tables(parts) if parts else file.schema_arrow.empty_table()
+        table.validate(full=True)  # text that is none would end in an error without a name
         missing = sorted(set(schema.names) - set(table.column_names)) if schema else []
         if schema and not missing:
             metadata = table.schema.metadata
@@ -222,14 +226,24 @@ def known_columns(data: bytes, schema: pa.Schema, later: Collection[str], older:
 
 
 def read_index(folder: Place) -> pa.Table:
-    """The index of a pair set's folder, with those of our columns that its run knew. Raises ValueError when it is not one."""
+    """The index of a pair set's folder, with those of our columns that its run knew; nulls are among scores and checksums alone.
+
+    Raises:
+        ValueError: no index, or a damaged one.
+    """
     store = open_store(folder)
     where, remedy = store.at(INDEX_NAME), "put back a copy of it, or take it away and run again: the tars are written anew"
     try:
         data = store.read(INDEX_NAME)
     except FileNotFoundError as e:
         raise ValueError(f"{where}: no index; is {store} a pair set's folder (RUN/shards/SET), and has the run got as far as pack?") from e
-    return read_parquet(data, where, known_columns(data, INDEX_SCHEMA, _LATER, {"members": pa.list_(_MEMBER_OF_OLD)}), remedy)
+    index = read_parquet(data, where, known_columns(data, INDEX_SCHEMA, _LATER, {"members": pa.list_(_MEMBER_OF_OLD)}), remedy)
+    members = pc.list_flatten(index["members"])
+    columns = {name: index[name] for name in index.column_names if name not in SCORES}
+    columns |= {f"members.{field.name}": pc.struct_field(members, field.name) for field in _MEMBER_OF_OLD}
+    if empty := [name for name, column in columns.items() if column.null_count]:
+        raise ValueError(f"{where}: a damaged table: {empty} have no value in some rows; {remedy}")
+    return index
 
 
 def read_members(folder: Place, row: Mapping, names: tuple[str, ...]) -> dict[str, bytes]:

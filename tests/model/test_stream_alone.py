@@ -86,8 +86,8 @@ def test_the_lines_of_the_page_read_plain_webdataset(pair_set: Path, monkeypatch
     assert names["frames"].shape == (4, 96, 96, 3) and names["regions"].valid.shape[1] == 4  # type: ignore[attr-defined]
 
 
-def test_a_stream_can_be_sent_to_another_process(pair_set: Path) -> None:
+def test_a_stream_can_be_sent_to_another_process(pair_set: Path, tmp_path: Path) -> None:
     """As a data loader's workers get it."""
-    stream = ShardStream(pair_set, StreamConfig(frames=4, history=2, mixing="balanced"))
+    stream = ShardStream(pair_set, StreamConfig(frames=4, history=2, mixing="balanced", cache_dir=tmp_path))
     stream.key(0)
     assert [pickle.loads(pickle.dumps(stream)).key(p) for p in range(6)] == [stream.key(p) for p in range(6)]  # noqa: S301

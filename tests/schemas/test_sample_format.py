@@ -27,6 +27,7 @@ from schemas.sample import (
     decode_image,
     encode_controls,
     finish_tar,
+    index_row,
     read_index,
     read_members,
     sample_digest,
@@ -179,6 +180,26 @@ def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
         read_index(tmp_path)
     pq.write_table(pa.table({"sample": ["a"]}), tmp_path / INDEX_NAME)
     with pytest.raises(ValueError, match="columns"):
+        read_index(tmp_path)
+
+
+def test_an_index_in_parts_is_read_whole(tmp_path: Path) -> None:
+    entries = a_tar()[1]
+    rows = [index_row(replace(INFO, key=f"k{k}"), f"{k}.tar", entries, {"pose_error_deg": float(k)}) for k in range(5)]
+    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.with_metadata({"a": "b"}))
+    pq.write_table(table, tmp_path / INDEX_NAME, row_group_size=2)
+    read = read_index(tmp_path)
+    assert read.to_pylist() == table.to_pylist() and read.schema.metadata == table.schema.metadata and read["members"].num_chunks == 3
+    pq.write_table(table.slice(0, 0), tmp_path / INDEX_NAME)
+    assert read_index(tmp_path).schema.metadata == table.schema.metadata
+
+
+def test_an_index_whose_text_is_none_is_refused_by_name(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([index_row(INFO, "0.tar", a_tar()[1], {})], schema=INDEX_SCHEMA)
+    raw = pa.array([b"\xff.tar"], pa.binary())
+    no_text = pa.StringArray.from_buffers(1, raw.buffers()[1], raw.buffers()[2])
+    pq.write_table(table.set_column(table.column_names.index("tar"), "tar", no_text), tmp_path / INDEX_NAME)
+    with pytest.raises(ValueError, match=r"index\.parquet: a damaged table; put back"):
         read_index(tmp_path)
 
 
