@@ -15,7 +15,9 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "crosspair needs Python 3.11 or 3.12 (set PYTHON=...)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[cpu,demo,dev]'  # Python compiles what it imports
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[cpu,demo,dev]'
+	# pip compiles on one core; where PYTHONDONTWRITEBYTECODE is set, every process would compile all that it imports. Some files are templates.
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	$(BIN)/python -m pip check
 	touch $@
 
