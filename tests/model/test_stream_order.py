@@ -176,7 +176,7 @@ def million(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     names = pa.array(["controls.npz", "driving.mp4", "json", "regions.npz", "source.png", "target.mp4"] * rows)
     at = np.arange(6 * rows)
-    entries = [names, pa.array(at * 4096), pa.array(np.full(len(at), 3000)), texts(at)]
+    entries = [names, pa.array(at * 4096), pa.array(np.full(len(at), 3000)), texts(at), pa.array(at.astype(np.uint64))]
     members = pa.StructArray.from_arrays(entries, fields=list(INDEX_SCHEMA.field("members").type.value_type))
     ids = texts(np.random.default_rng(0).permutation(rows))
     columns = {
