@@ -218,10 +218,9 @@ def known_columns(data: bytes, schema: pa.Schema, later: Collection[str], older:
     """`schema` as an older run's table has it: without those `later` columns that its bytes do not have, and with those columns of `older`
     types that they have of them. The whole one for damaged bytes."""
     with suppress(OSError, pa.ArrowException):
-        there = pq.read_schema(pa.BufferReader(data))
-        known = [f for f in schema if f.name in there.names or f.name not in later]
-        as_older = {name for name, kind in (older or {}).items() if name in there.names and there.field(name).type == kind}
-        return pa.schema([f.with_type(older[f.name]) if older and f.name in as_older else f for f in known])
+        there = {f.name: f.type for f in pq.read_schema(pa.BufferReader(data))}
+        types = {name: kind for name, kind in (older or {}).items() if there.get(name) == kind}
+        return pa.schema([f.with_type(types.get(f.name, f.type)) for f in schema if f.name in there or f.name not in later])
     return schema
 
 
