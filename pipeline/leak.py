@@ -88,20 +88,21 @@ def _leak(store: Store, rows: list[dict[str, Any]], chosen: list[dict[str, Any]]
 
     known: dict[tuple[str, bytes], Footage] = {}
 
-    def own(row: dict[str, Any], at: np.ndarray) -> Footage:
+    def own(clip: str, at: np.ndarray, frames: np.ndarray, points: np.ndarray) -> Footage:
         """What is left of a clip's frames `at`, looked at once, however many samples have the clip as their target."""
-        key = row["clip"], at.tobytes()
+        key = clip, at.tobytes()
         if key not in known:
-            target, points = _frames(store, row, TARGET, config.frames)
-            known[key] = look(target[at], points[at])
+            known[key] = look(frames[at], points[at])
         return known[key]
 
     @cache
     def real_footage(performer: str) -> Footage | None:
         """Somebody's own, where he performs."""
         try:
-            row = performed.get(performer)
-            return own(row, np.arange(min(config.frames, row["frames"]))) if row else None
+            if (row := performed.get(performer)) is None:
+                return None
+            frames, points = _frames(store, row, TARGET, config.frames)
+            return own(row["clip"], np.arange(len(frames)), frames, points)
         except Rejection:
             return None
 
@@ -110,10 +111,10 @@ def _leak(store: Store, rows: list[dict[str, Any]], chosen: list[dict[str, Any]]
 
 
 def _case(
-    store: Store, row: dict[str, Any], own: Callable[[dict[str, Any], np.ndarray], Footage], real: Footage | None, frames: int
+    store: Store, row: dict[str, Any], own: Callable[[str, np.ndarray, np.ndarray, np.ndarray], Footage], real: Footage | None, frames: int
 ) -> Case | None:
     """None for a sample that cannot be looked at: too few frames with a face, or a face that leaves the picture."""
-    _, target_points = _frames(store, row, TARGET, frames)
+    target, target_points = _frames(store, row, TARGET, frames)
     driving, points = _frames(store, row, DRIVING, frames)
     seen = np.isfinite(points).all((1, 2))
     if seen.sum() < MIN_FRAMES:
@@ -127,7 +128,7 @@ def _case(
         return Case(
             performer=row["performer"],
             appearance=row["appearance"],
-            target=own(row, at),
+            target=own(row["clip"], at, target, target_points),
             driving=look(driving[at], points[at]),
             puppet=look(moved[found], moved_points[found]),
             real=real,
